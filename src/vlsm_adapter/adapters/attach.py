@@ -1,0 +1,139 @@
+"""Attach methods to a model, switch between them, take them off again."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vlsm_adapter.adapters import tuner
+from vlsm_adapter.errors import AdapterError, nearest
+
+if TYPE_CHECKING:
+    from vlsm_adapter.adapters.config import AdapterConfig
+    from vlsm_adapter.models.base import PromptSegmenter
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+@dataclass(frozen=True)
+class AttachReport:
+    """What :func:`attach` did.
+
+    Attributes:
+        name: name of the adapter on the model.
+        method: name of the method.
+        trainable: parameters that train.
+        total: parameters of base and this adapter.
+        sites: site name to the number of places adapted there.
+    """
+
+    name: str
+    method: str
+    trainable: int
+    total: int
+    sites: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def share(self) -> float:
+        """Trainable part of all parameters, 0 to 1."""
+        return self.trainable / self.total
+
+    def __str__(self) -> str:
+        places = ", ".join(f"{count} x {site}" for site, count in self.sites.items())
+        return f"{self.method}: {self.trainable:,} of {self.total:,} parameters train ({self.share:.2%}); {places}"
+
+
+def attach(model: PromptSegmenter, config: AdapterConfig, name: str = "default") -> AttachReport:
+    """Freeze ``model``, put the method's bottlenecks on its sites, and make them the adapter in use.
+
+    Everything is checked first; on an error the model is as it was.
+
+    Args:
+        model: a base model; it may carry other adapters, which are kept, out of use.
+        config: e.g. ``DenseAdapterConfig(bottleneck_dim=64, parts="vlc")``.
+        name: to switch between several adapters.
+
+    Raises:
+        AdapterError: the name is taken or malformed, the model lacks a site, or nothing would train.
+    """
+    if not _NAME.fullmatch(name):
+        raise AdapterError(f"adapter name '{name}': letters, digits, '-' and '_', 1 to 64 characters, no other")
+    if name in tuner.names(model):
+        raise AdapterError(f"adapter '{name}' is attached already: detach it, or choose another name")
+    placements = config.placements(model)
+    if not placements:
+        raise AdapterError(f"adapter '{config.method}' places nothing on model '{model.base_id}': nothing would train")
+    _ = model.base_hash  # named before anything changes
+    model.requires_grad_(False)
+    tuner.inject(model, name, placements)
+    model.adapter_configs[name] = config
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    others = sum(
+        tensor.numel() for other in tuner.names(model) if other != name for tensor in _weights(model, other).values()
+    )
+    total = sum(parameter.numel() for parameter in model.parameters()) - others
+    return AttachReport(
+        name=name,
+        method=config.method,
+        trainable=trainable,
+        total=total,
+        sites=dict(Counter(placement.site.name for placement in placements)),
+    )
+
+
+def use_adapter(model: PromptSegmenter, name: str, *, trainable: bool = False) -> None:
+    """Make ``name`` the adapter in use.
+
+    Args:
+        trainable: whether its parameters require gradients; those of the others never do.
+
+    Raises:
+        AdapterError: no adapter of that name is attached.
+    """
+    _require(model, name)
+    tuner.activate(model, name, trainable=trainable)
+
+
+def without_adapter(model: PromptSegmenter) -> AbstractContextManager[None]:
+    """A context in which ``model`` is its base, bit for bit."""
+    return tuner.disabled(model)
+
+
+def detach(model: PromptSegmenter, name: str) -> None:
+    """Take the adapter off; the one attached before it, if any, comes into use.
+
+    Raises:
+        AdapterError: no adapter of that name is attached.
+    """
+    _require(model, name)
+    tuner.remove(model, name)
+    del model.adapter_configs[name]
+
+
+def attached(model: PromptSegmenter) -> list[str]:
+    """Names of the attached adapters."""
+    return tuner.names(model)
+
+
+def active(model: PromptSegmenter) -> str:
+    """Name of the adapter in use.
+
+    Raises:
+        AdapterError: none is attached.
+    """
+    name = tuner.active_name(model)
+    if name is None:
+        raise AdapterError(f"model '{model.base_id}' carries no adapter: attach one first")
+    return name
+
+
+def _require(model: PromptSegmenter, name: str) -> None:
+    if name not in tuner.names(model):
+        raise AdapterError(f"no adapter '{name}' is attached: {nearest(name, tuner.names(model))}")
+
+
+def _weights(model: PromptSegmenter, name: str) -> dict:
+    return tuner.state_dict(model, name)

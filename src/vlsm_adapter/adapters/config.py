@@ -1,0 +1,100 @@
+"""What a method is: a small typed configuration that says where on a model it places which bottlenecks."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from vlsm_adapter.errors import AdapterError, ConfigError, nearest
+from vlsm_adapter.registry import Registry
+
+if TYPE_CHECKING:
+    from vlsm_adapter.models.base import PromptSegmenter, Site
+
+PARTS = ("v", "vl", "vlc")
+VARIANTS = ("published", "residual")
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """One bottleneck on one site.
+
+    Attributes:
+        site: where.
+        bottleneck_dim: features between the two projections.
+        activation: name of the function between them.
+        activate_output: ReLU after the up-projection (the published form).
+        zero_start: the up-projection starts at zero.
+        scale: factor on the change.
+    """
+
+    site: Site
+    bottleneck_dim: int
+    activation: str = "relu"
+    activate_output: bool = False
+    zero_start: bool = True
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class AdapterConfig(ABC):
+    """Base of the methods' configurations; :attr:`method` is the name in the registry and in adapter folders."""
+
+    method: ClassVar[str]
+
+    @abstractmethod
+    def placements(self, model: PromptSegmenter) -> list[Placement]:
+        """Where this method puts what on ``model``.
+
+        Raises:
+            AdapterError: the model lacks a site the method needs, or widths do not fit.
+        """
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form: the method's name and its fields."""
+        return {"method": self.method, **dataclasses.asdict(self)}
+
+
+ADAPTERS: Registry[type[AdapterConfig]] = Registry("adapter")
+
+
+def adapter_config(method: str, **values: Any) -> AdapterConfig:
+    """Build the configuration of ``method`` from plain values.
+
+    Raises:
+        ConfigError: unknown method or field (the nearest name is shown), or a value out of range.
+    """
+    config_class = ADAPTERS.get(method)
+    allowed = {field.name for field in dataclasses.fields(config_class)}
+    for name in values:
+        if name not in allowed:
+            raise ConfigError(f"adapter '{method}' has no setting '{name}': {nearest(name, allowed)}")
+    return config_class(**values)
+
+
+def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    """Raise ConfigError unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise ConfigError(f"{name}={value!r}: {nearest(str(value), allowed)}")
+
+
+def check_positive(name: str, value: Any, most: int = 65536) -> None:
+    """Raise ConfigError unless ``value`` is a whole number from 1 to ``most``."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise ConfigError(f"{name}={value!r}: must be a whole number from 1 to {most}")
+
+
+def sites_named(model: PromptSegmenter, name: str) -> list[Site]:
+    """The sites of ``model`` called ``name`` that the decoder reads, in order.
+
+    Raises:
+        AdapterError: there are none; the message lists what there is.
+    """
+    all_sites = model.sites()
+    found = [site for site in all_sites if site.name == name and site.read]
+    if not found:
+        offered = sorted({site.name for site in all_sites})
+        raise AdapterError(f"model '{model.base_id}' has no site '{name}': it offers {', '.join(offered)}")
+    return found

@@ -1,0 +1,91 @@
+"""Dense adapters (VLSM-Adapter, MICCAI 2024): a bottleneck after self-attention and after the MLP of each block.
+
+Both stand before the block's residual addition. ``parts`` says where: ``"v"`` the image encoder, ``"vl"`` both
+encoders, ``"vlc"`` also the conditional embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from vlsm_adapter.adapters.blocks import ACTIVATIONS
+from vlsm_adapter.adapters.config import (
+    ADAPTERS,
+    PARTS,
+    VARIANTS,
+    AdapterConfig,
+    Placement,
+    check_choice,
+    check_positive,
+    sites_named,
+)
+from vlsm_adapter.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vlsm_adapter.models.base import PromptSegmenter
+
+
+@ADAPTERS.register("dense")
+@dataclass(frozen=True)
+class DenseAdapterConfig(AdapterConfig):
+    """Bottlenecks inside the transformer blocks.
+
+    Attributes:
+        bottleneck_dim: width of the bottlenecks in the blocks; the paper uses 64.
+        parts: ``"v"``, ``"vl"`` or ``"vlc"``.
+        variant: ``"published"`` is the paper's code exactly: x + ReLU(up(ReLU(down(x)))), default initialisation,
+            on blocks 0 .. max(extract_layers) - 1 of both encoders. ``"residual"`` starts as the base model
+            (up-projection zero), has no ReLU at its output, and covers every block the decoder reads.
+        condition_dim: bottleneck on the conditional embedding (``"vlc"``); the paper uses 256.
+        activation: of ``"residual"``: ``"gelu"``, ``"relu"`` or ``"silu"``.
+        scale: factor on the change, of ``"residual"``.
+
+    Raises:
+        ConfigError: a value is not allowed.
+    """
+
+    method: ClassVar[str] = "dense"
+
+    bottleneck_dim: int = 64
+    parts: str = "vlc"
+    variant: str = "residual"
+    condition_dim: int = 256
+    activation: str = "gelu"
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_choice("parts", self.parts, PARTS)
+        check_choice("variant", self.variant, VARIANTS)
+        check_choice("activation", self.activation, tuple(ACTIVATIONS))
+        check_positive("bottleneck_dim", self.bottleneck_dim)
+        check_positive("condition_dim", self.condition_dim)
+        if not 0 < self.scale <= 100:
+            raise ConfigError(f"scale={self.scale!r}: must be above 0 and at most 100")
+
+    def placements(self, model: PromptSegmenter) -> list[Placement]:
+        """One placement per site and block."""
+        names = ["image.attn_out", "image.mlp_out"]
+        if "l" in self.parts:
+            names += ["text.attn_out", "text.mlp_out"]
+        chosen = [(site, self.bottleneck_dim) for name in names for site in sites_named(model, name)]
+        if self.variant == "published":
+            # The published code counts blocks below the last extract layer in both encoders (it misses the block
+            # whose output is read last).
+            image_blocks = {site.index for site, _ in chosen if site.name == "image.attn_out"}
+            last = max(image_blocks)
+            chosen = [(site, width) for site, width in chosen if site.index < last]
+        if "c" in self.parts:
+            chosen += [(site, self.condition_dim) for site in sites_named(model, "condition")]
+        published = self.variant == "published"
+        return [
+            Placement(
+                site,
+                width,
+                activation="relu" if published else self.activation,
+                activate_output=published,
+                zero_start=not published,
+                scale=1.0 if published else self.scale,
+            )
+            for site, width in chosen
+        ]

@@ -1,0 +1,273 @@
+"""The adapter folder: the file format in which a fine-tuned adapter is kept, shared and put to use.
+
+``adapter_model.safetensors`` the weights; ``adapter_config.json`` everything needed to rebuild predictions (method,
+base model by id and hash, preprocessing, threshold, prompt protocol); ``README.md`` the card. The three alone suffice.
+Format version 1; docs/adapter-folder.md describes it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlsm_adapter import files
+from vlsm_adapter.adapters import tuner
+from vlsm_adapter.adapters.attach import active, attach, detach
+from vlsm_adapter.adapters.config import AdapterConfig, adapter_config
+from vlsm_adapter.errors import AdapterError, ConfigError, ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+    from vlsm_adapter.models.base import PromptSegmenter
+
+FORMAT = "vlsm-adapter"
+FORMAT_VERSION = 1
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+CARD_NAME = "README.md"
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """What a user of the adapter must know beyond its weights; all of it goes into the card.
+
+    Attributes:
+        threshold: probability above which a pixel is foreground.
+        prompt_level: level of the prompts it was trained and validated with, e.g. ``"p1"`` (the class name).
+        prompts: examples of such prompts.
+        data: name of the data set; ``split`` how many cases trained, validated and tested it.
+        scores: metric name to mean on the stated split.
+        seed: of the training.
+        licence: of the weights, where the author states one.
+    """
+
+    threshold: float = 0.5
+    prompt_level: str | None = None
+    prompts: tuple[str, ...] = ()
+    data: str | None = None
+    split: dict[str, int] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)
+    seed: int | None = None
+    licence: str | None = None
+
+
+@dataclass(frozen=True)
+class AdapterManifest:
+    """``adapter_config.json``, read and checked."""
+
+    config: AdapterConfig
+    base_id: str
+    base_family: str
+    base_hash: str
+    preprocessing: dict[str, Any]
+    info: AdapterInfo
+
+
+def save_adapter(
+    model: PromptSegmenter, path: str | Path, *, name: str | None = None, info: AdapterInfo | None = None
+) -> Path:
+    """Write the adapter folder; each file replaces its predecessor atomically.
+
+    Args:
+        path: the folder; made where missing.
+        name: which adapter; by default the one in use.
+        info: for the card and for prediction.
+
+    Raises:
+        AdapterError: no adapter is attached.
+        UserError: the folder cannot be written; what stood there is intact.
+    """
+    from safetensors.torch import save_file
+
+    name = active(model) if name is None else name
+    if name not in model.adapter_configs:
+        raise AdapterError(f"no adapter '{name}' is attached")
+    info = info or AdapterInfo()
+    folder = Path(path)
+    weights = {key: tensor.detach().cpu().contiguous() for key, tensor in tuner.state_dict(model, name).items()}
+    manifest = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "adapter": model.adapter_configs[name].to_dict(),
+        "base": {"id": model.base_id, "family": model.family, "sha256": model.base_hash},
+        "preprocessing": model.preprocessing.to_dict(),
+        "info": {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(info).items()},
+    }
+    files.write_json(folder / CONFIG_NAME, manifest)
+    with files.atomic_path(folder / WEIGHTS_NAME) as temporary:
+        save_file(weights, temporary, metadata={"format": "pt", "adapter": FORMAT})
+    count = sum(tensor.numel() for tensor in weights.values())
+    files.write_text(folder / CARD_NAME, _card(manifest, info, count))
+    return folder
+
+
+def read_manifest(path: str | Path) -> AdapterManifest:
+    """Read ``adapter_config.json`` of an adapter folder.
+
+    Raises:
+        AdapterError: not an adapter folder, of a newer format, or malformed.
+    """
+    folder = Path(path)
+    file = folder / CONFIG_NAME
+    if not file.is_file():
+        raise AdapterError(
+            f"{folder}: not an adapter folder, it has no {CONFIG_NAME}; give the folder save_adapter wrote"
+        )
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if values.get("format") != FORMAT:
+            raise AdapterError(f"{file}: format is {values.get('format')!r}, not '{FORMAT}'")
+        if values.get("format_version") != FORMAT_VERSION:
+            raise AdapterError(
+                f"{file}: format_version {values.get('format_version')!r} is not known to this version, "
+                f"which reads {FORMAT_VERSION}; update vlsm-adapter"
+            )
+        settings = dict(values["adapter"])
+        config = adapter_config(settings.pop("method"), **settings)
+        info = dict(values.get("info", {}))
+        info["prompts"] = tuple(info.get("prompts", ()))
+        return AdapterManifest(
+            config=config,
+            base_id=str(values["base"]["id"]),
+            base_family=str(values["base"]["family"]),
+            base_hash=str(values["base"]["sha256"]),
+            preprocessing=dict(values["preprocessing"]),
+            info=AdapterInfo(**info),
+        )
+    except ConfigError as error:
+        raise AdapterError(f"{file}: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, AdapterError):
+            raise
+        raise AdapterError(f"{file}: malformed ({type(error).__name__}: {error}); copy the folder again") from error
+
+
+def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """Tensors of a safetensors file.
+
+    Raises:
+        AdapterError: missing, truncated, or a pickle, which is refused.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = Path(path)
+    if not file.is_file():
+        raise AdapterError(f"{file}: missing; an adapter folder holds {CONFIG_NAME} and {WEIGHTS_NAME}")
+    with file.open("rb") as handle:
+        head = handle.read(4)
+    if head[:2] in (b"\x80\x02", b"\x80\x04", b"PK"):
+        raise AdapterError(f"{file}: a pickle, which can run code, is refused; give the safetensors file")
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise AdapterError(f"{file}: truncated or not safetensors ({error}); copy it again") from error
+
+
+def load_adapter(
+    path: str | Path,
+    *,
+    model: PromptSegmenter | None = None,
+    base: str | Path | None = None,
+    name: str = "default",
+    dtype: str | torch.dtype = "auto",
+) -> PromptSegmenter:
+    """Load an adapter folder onto its base model, strictly.
+
+    Args:
+        path: the folder.
+        model: a loaded base model to attach to; by default the base that the folder names is loaded.
+        base: where the base model is now, if not where the folder says.
+        name: of the adapter on the model.
+        dtype: of the base where it is loaded here.
+
+    Returns:
+        The model with the adapter in use, in evaluation mode, nothing requiring gradients.
+
+    Raises:
+        AdapterError: damaged or foreign folder, another base (by hash), or other preprocessing than the model's.
+        ModelError: the base cannot be loaded.
+    """
+    from vlsm_adapter.models import load_model
+    from vlsm_adapter.models.preprocessing import Preprocessing
+
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    weights = read_weights(folder / WEIGHTS_NAME)
+    try:
+        preprocessing = Preprocessing.from_dict(manifest.preprocessing)
+    except ModelError as error:
+        raise AdapterError(f"{folder / CONFIG_NAME}: {error}") from error
+    fresh = model is None
+    if model is None:
+        model = load_model(base if base is not None else manifest.base_id, dtype=dtype)
+    if model.base_hash != manifest.base_hash:
+        raise AdapterError(
+            f"{folder}: made for base '{manifest.base_id}' with hash {manifest.base_hash[:12]}, but "
+            f"'{model.base_id}' has {model.base_hash[:12]}; give the base it was trained on (base=, --model)"
+        )
+    if fresh:
+        model.preprocessing = preprocessing
+    elif model.preprocessing != preprocessing:
+        raise AdapterError(
+            f"{folder}: trained with preprocessing {preprocessing}, the model uses {model.preprocessing}; "
+            "load it on its own model"
+        )
+    attach(model, manifest.config, name)
+    try:
+        tuner.load_state_dict(model, name, weights, str(folder / WEIGHTS_NAME))
+    except AdapterError:
+        detach(model, name)
+        raise
+    return model.freeze()
+
+
+def _card(manifest: dict[str, Any], info: AdapterInfo, count: int) -> str:
+    adapter, base = manifest["adapter"], manifest["base"]
+    settings = ", ".join(f"{key}={value}" for key, value in adapter.items() if key != "method")
+    size = " x ".join(str(side) for side in manifest["preprocessing"]["size"])
+    split = ", ".join(f"{number} {part}" for part, number in info.split.items())
+    scores = "\n".join(f"| {metric} | {value:.4f} |" for metric, value in info.scores.items())
+    lines = [
+        "---",
+        "library_name: vlsm-adapter",
+        f"base_model: {base['id']}",
+        "pipeline_tag: image-segmentation",
+        *([f"license: {info.licence}"] if info.licence else []),
+        "---",
+        "",
+        f"# {adapter['method'].capitalize()} adapter for {base['id']}",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| base model | `{base['id']}` ({base['family']}), SHA-256 of the weights `{base['sha256']}` |",
+        f"| method | {adapter['method']}: {settings} |",
+        f"| parameters | {count:,} |",
+        f"| input | {size} pixels, {manifest['preprocessing']['resample']}, stretched |",
+        f"| threshold | {info.threshold:g} |",
+        f"| prompts | level {info.prompt_level or 'not recorded'}"
+        + (f", e.g. {'; '.join(repr(prompt) for prompt in info.prompts[:3])}" if info.prompts else "")
+        + " |",
+        f"| data | {info.data or 'not recorded'}{f' ({split})' if split else ''} |",
+        f"| seed | {info.seed if info.seed is not None else 'not recorded'} |",
+        f"| licence | {info.licence or 'not stated by the author; the base model and the data have their own'} |",
+        "",
+    ]
+    if scores:
+        lines += ["| score | mean |", "|---|---|", scores, ""]
+    lines += [
+        "```python",
+        "from vlsm_adapter import Predictor",
+        "",
+        'predictor = Predictor.load("path/to/this/folder")',
+        "predictor.set_image(image)  # uint8 (H, W, 3), or a path",
+        f"masks = predictor.predict([{(info.prompts[0] if info.prompts else 'polyp')!r}])",
+        "```",
+        "",
+        "Research software, not a medical device: its output needs review by a qualified person.",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,95 @@
+"""Shallow adapters (VLSM-Adapter, MICCAI 2024): a bottleneck on each activation on its way to the decoder.
+
+Nothing inside the encoders changes. ``parts``: ``"v"`` the image activations; ``"vl"`` also the end-of-text states of
+the same text blocks, whose adapted value is added to the conditional embedding; ``"vlc"`` also a bottleneck on that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from vlsm_adapter.adapters.blocks import ACTIVATIONS
+from vlsm_adapter.adapters.config import (
+    ADAPTERS,
+    PARTS,
+    VARIANTS,
+    AdapterConfig,
+    Placement,
+    check_choice,
+    check_positive,
+    sites_named,
+)
+from vlsm_adapter.errors import AdapterError, ConfigError
+
+if TYPE_CHECKING:
+    from vlsm_adapter.models.base import PromptSegmenter
+
+
+@ADAPTERS.register("shallow")
+@dataclass(frozen=True)
+class ShallowAdapterConfig(AdapterConfig):
+    """Bottlenecks between the encoders and the decoder.
+
+    Attributes:
+        bottleneck_dim: width of the bottlenecks; the paper uses 512.
+        parts: ``"v"``, ``"vl"`` or ``"vlc"``.
+        variant: ``"published"`` is the paper's code exactly: x + ReLU(up(ReLU(down(x)))), default initialisation;
+            for text that whole sum is added to the condition. ``"residual"`` starts as the base model: the
+            up-projection is zero, no ReLU at the output, and only the change is added to the condition.
+        condition_dim: bottleneck on the conditional embedding (``"vlc"``); the paper uses 256.
+        activation: of ``"residual"``: ``"gelu"``, ``"relu"`` or ``"silu"``.
+        scale: factor on the change, of ``"residual"``.
+
+    Raises:
+        ConfigError: a value is not allowed.
+    """
+
+    method: ClassVar[str] = "shallow"
+
+    bottleneck_dim: int = 512
+    parts: str = "vlc"
+    variant: str = "residual"
+    condition_dim: int = 256
+    activation: str = "gelu"
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_choice("parts", self.parts, PARTS)
+        check_choice("variant", self.variant, VARIANTS)
+        check_choice("activation", self.activation, tuple(ACTIVATIONS))
+        check_positive("bottleneck_dim", self.bottleneck_dim)
+        check_positive("condition_dim", self.condition_dim)
+        if not 0 < self.scale <= 100:
+            raise ConfigError(f"scale={self.scale!r}: must be above 0 and at most 100")
+
+    def placements(self, model: PromptSegmenter) -> list[Placement]:
+        """One placement per activation read.
+
+        Raises:
+            AdapterError: the text states have another width than the condition they are added to.
+        """
+        chosen = [(site, self.bottleneck_dim) for site in sites_named(model, "image.skip")]
+        condition = sites_named(model, "condition")
+        if "l" in self.parts:
+            text = sites_named(model, "text.skip")
+            if text[0].width != condition[0].width:
+                raise AdapterError(
+                    f"shallow adapter with parts '{self.parts}': text width {text[0].width} of model "
+                    f"'{model.base_id}' differs from the condition's {condition[0].width}; use parts='v'"
+                )
+            chosen += [(site, self.bottleneck_dim) for site in text]
+        if "c" in self.parts:
+            chosen += [(site, self.condition_dim) for site in condition]
+        published = self.variant == "published"
+        return [
+            Placement(
+                site,
+                width,
+                activation="relu" if published else self.activation,
+                activate_output=published,
+                zero_start=not published,
+                scale=1.0 if published else self.scale,
+            )
+            for site, width in chosen
+        ]

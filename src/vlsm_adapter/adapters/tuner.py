@@ -1,0 +1,252 @@
+"""The only file on PEFT's hooks: bottlenecks wrapped around the modules that a model names as sites.
+
+PEFT gives the bookkeeping: wrapped layers, several adapters by name, switching, disabling, adapter-only state
+dicts, and its own methods (LoRA and kin) on the same model. PEFT's list of method names is closed, so ours is
+an enum of its own, entered in PEFT's mappings by hand; ``tests/contract/test_peft_hooks.py`` guards the hooks used.
+"""
+
+from __future__ import annotations
+
+import enum
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import peft.mapping
+import torch
+from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import nn
+
+from vlsm_adapter.adapters.blocks import bottleneck_change, make_bottleneck
+from vlsm_adapter.adapters.config import Placement
+from vlsm_adapter.errors import AdapterError
+from vlsm_adapter.models.base import PromptSegmenter, TextSkip
+
+_PREFIX = "adapter_"
+
+
+class SiteType(str, enum.Enum):  # noqa: UP042  # PEFT compares with str-Enum members
+    """Our entry beside PEFT's own ``PeftType``."""
+
+    VLSM_SITES = "VLSM_SITES"
+
+
+@dataclass
+class SiteConfig(PeftConfig):
+    """PEFT's view of an attached method: its placements by module name.
+
+    ``target_modules`` stays None: PEFT matches names by suffix and rewrites long lists, we match exactly.
+    """
+
+    target_modules: Any = None
+    placements: dict[str, Placement] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = SiteType.VLSM_SITES
+
+
+class SiteLayer(nn.Module, BaseTunerLayer):
+    """A module of the base model with the bottlenecks of any number of adapters behind it.
+
+    One ModuleDict per projection, keyed by adapter name, is the layout that PEFT's save and load understand.
+    """
+
+    adapter_layer_names = ("adapter_down", "adapter_up")
+    other_param_names = ("placement",)
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.adapter_down = nn.ModuleDict()
+        self.adapter_up = nn.ModuleDict()
+        self.placement: dict[str, Placement] = {}
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+
+    def add(self, name: str, placement: Placement) -> None:
+        """Add a freshly initialised bottleneck under ``name``."""
+        down, up = make_bottleneck(placement.site.width, placement.bottleneck_dim, zero_start=placement.zero_start)
+        self.adapter_down[name], self.adapter_up[name] = down, up
+        self.placement[name] = placement
+        self._move_adapter_to_device_of_base_layer(name)
+
+    def _change(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        placement = self.placement[name]
+        return bottleneck_change(
+            x,
+            self.adapter_down[name],
+            self.adapter_up[name],
+            activation=placement.activation,
+            activate_output=placement.activate_output,
+            scale=placement.scale,
+        )
+
+    def _active(self) -> list[str]:
+        return [] if self.disable_adapters else [name for name in self.active_adapters if name in self.placement]
+
+    def forward(self, x: torch.Tensor, state: torch.Tensor | None = None) -> torch.Tensor:
+        """The base layer's output, changed by the active adapters in turn.
+
+        On a ``text.skip`` site ``x`` is the condition (P, D) and ``state`` the end-of-text state (P, D).
+        """
+        if isinstance(self.base_layer, TextSkip):
+            assert state is not None
+            condition = self.base_layer(x, state)
+            for name in self._active():
+                change = self._change(name, state)
+                # The published code adds the adapter's whole output, its own skip included; that would move the
+                # start away from the base, so the other variants add the change alone.
+                condition = condition + (state + change if self.placement[name].activate_output else change)
+            return condition
+        output = self.base_layer(x)
+        for name in self._active():
+            output = output + self._change(name, output)
+        return output
+
+
+class SiteTuner(BaseTuner):
+    """Wraps the modules named by the placements in :class:`SiteLayer`."""
+
+    prefix = _PREFIX
+    tuner_layer_cls = SiteLayer
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  # PEFT's class attribute, read only
+
+    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
+        return peft_config  # sites are resolved already; PEFT would ask for target_modules
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: SiteConfig, key: str) -> bool:
+        return key in peft_config.placements
+
+    def _create_and_replace(
+        self,
+        peft_config: SiteConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        layer = target
+        if not isinstance(target, SiteLayer):
+            if isinstance(target, BaseTunerLayer):
+                raise AdapterError(
+                    f"'{current_key}' already carries a {type(target).__name__} adapter; detach it or use a fresh model"
+                )
+            layer = SiteLayer(target)
+        layer.add(adapter_name, peft_config.placements[current_key])
+        layer.set_adapter(self.active_adapters)
+        if layer is not target:
+            setattr(parent, target_name, layer)
+
+
+def _register() -> None:
+    kind = SiteType.VLSM_SITES
+    mappings: tuple[tuple[dict, Any], ...] = (
+        (peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING, SiteConfig),
+        (peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING, SiteTuner),
+        (peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING, _PREFIX),
+    )
+    for mapping, value in mappings:
+        mapping[kind] = value
+
+
+_register()
+
+
+def inject(model: PromptSegmenter, name: str, placements: list[Placement]) -> None:
+    """Wrap the sites of ``placements`` under the adapter name ``name`` and make it the active one."""
+    config = SiteConfig(placements={placement.site.module: placement for placement in placements})
+    with warnings.catch_warnings():
+        # PEFT warns when a second adapter is added; here that is the purpose.
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        SiteTuner(model, config, adapter_name=name)
+    activate(model, name)
+
+
+def names(model: nn.Module) -> list[str]:
+    """Names of the attached adapters, in order of attachment."""
+    return list(getattr(model, "peft_config", {}))
+
+
+def layers(model: nn.Module) -> Iterator[BaseTunerLayer]:
+    """All wrapped layers, of any PEFT method."""
+    return (module for module in model.modules() if isinstance(module, BaseTunerLayer))
+
+
+def activate(model: nn.Module, name: str, *, trainable: bool = True) -> None:
+    """Make ``name`` the one adapter in use; the others are frozen."""
+    for layer in layers(model):
+        layer.set_adapter(name, inference_mode=not trainable)
+
+
+def active_name(model: nn.Module) -> str | None:
+    """The adapter in use, or None where none is attached."""
+    for layer in layers(model):
+        return layer.active_adapters[0] if layer.active_adapters else None
+    return None
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[None]:
+    """The base model, bit for bit, as long as the context lasts."""
+    before = [(layer, layer.disable_adapters) for layer in layers(model)]
+    for layer, _ in before:
+        layer._disable_adapters = True  # enable_adapters() would also touch requires_grad
+    try:
+        yield
+    finally:
+        for layer, was in before:
+            layer._disable_adapters = was
+
+
+def remove(model: nn.Module, name: str) -> None:
+    """Take the adapter off; layers left without any adapter are unwrapped."""
+    for module_name, layer in list(model.named_modules()):
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            layer.delete_adapter(name)
+        if not layer._all_available_adapter_names():
+            parent_name, _, child = module_name.rpartition(".")
+            setattr(model.get_submodule(parent_name), child, layer.get_base_layer())
+    del model.peft_config[name]  # type: ignore[union-attr, operator]
+    left = names(model)
+    if left:
+        activate(model, left[-1])
+
+
+def state_dict(model: nn.Module, name: str) -> dict[str, torch.Tensor]:
+    """Weights of one adapter; keys carry the site's module name, not the adapter's name."""
+    return get_peft_model_state_dict(model, adapter_name=name)
+
+
+def load_state_dict(model: nn.Module, name: str, weights: Mapping[str, torch.Tensor], source: str) -> None:
+    """Load the weights of one adapter; every key and shape must fit.
+
+    Raises:
+        AdapterError: a key is missing, not known, or of another shape; nothing was changed.
+    """
+    expected = state_dict(model, name)
+    missing, unknown = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    if missing or unknown:
+        raise AdapterError(
+            f"{source}: weights do not fit the adapter; missing {missing[:2]} ({len(missing)}), "
+            f"unknown {unknown[:2]} ({len(unknown)}): was it saved for this model and configuration?"
+        )
+    for key, tensor in weights.items():
+        if tensor.shape != expected[key].shape:
+            raise AdapterError(
+                f"{source}: '{key}' has shape {tuple(tensor.shape)}, the adapter needs {tuple(expected[key].shape)}"
+            )
+        if not torch.isfinite(tensor).all():
+            raise AdapterError(f"{source}: '{key}' holds values that are not finite; the file is damaged")
+    result = set_peft_model_state_dict(model, dict(weights), adapter_name=name)
+    if result.unexpected_keys:
+        raise AdapterError(f"{source}: PEFT did not place {result.unexpected_keys[:2]}; report this")

@@ -1,0 +1,162 @@
+"""Weights trained with the published VLSM-Adapter code, read into our models.
+
+The published key names (fc1 down, fc2 up)::
+
+    v_attn_adapters.{i} v_out_adapters.{i} l_attn_adapters.{i} l_out_adapters.{i}   dense, block i
+    vision_extract_adapters.{j} text_extract_adapters.{j}                           shallow, j-th activation
+    cond_adapter                                                                    both, parts "vlc"
+
+In a whole published checkpoint they stand behind ``net.`` beside the frozen base (``net.clipseg.*``, ``net.clip.*``).
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlsm_adapter.adapters import AdapterConfig, adapter_config, tuner
+from vlsm_adapter.adapters.attach import attach
+from vlsm_adapter.adapters.folder import read_weights
+from vlsm_adapter.errors import AdapterError
+from vlsm_adapter.models import load_model
+
+if TYPE_CHECKING:
+    import torch
+
+    from vlsm_adapter.models.base import PromptSegmenter
+
+_KEY = re.compile(
+    r"(?P<group>[vl]_(?:attn|out)_adapters|(?:vision|text)_extract_adapters|cond_adapter)"
+    r"(?:\.(?P<index>\d{1,3}))?\.(?P<half>fc1|fc2)\.(?P<kind>weight|bias)"
+)
+_SITE = {
+    "v_attn_adapters": "image.attn_out",
+    "v_out_adapters": "image.mlp_out",
+    "l_attn_adapters": "text.attn_out",
+    "l_out_adapters": "text.mlp_out",
+    "vision_extract_adapters": "image.skip",
+    "text_extract_adapters": "text.skip",
+    "cond_adapter": "condition",
+}
+_BASE = re.compile(r"(?:net\.)?(clipseg\..+)")
+
+
+def from_published(
+    base: str | Path,
+    state_dict: Mapping[str, torch.Tensor] | str | Path,
+    *,
+    name: str = "default",
+) -> PromptSegmenter:
+    """The published model with published weights: method, parts and widths are read off the keys.
+
+    Args:
+        base: the CLIPSeg it was trained on: folder, hub id or ``"tiny"``.
+        state_dict: tensors by published key; or the path of a ``.safetensors`` file or of a whole published
+            Lightning checkpoint, which is read without unpickling any object (``weights_only``).
+        name: of the adapter on the model.
+
+    Returns:
+        The model in evaluation mode, adapter in use, nothing requiring gradients.
+
+    Raises:
+        AdapterError: no published adapter keys, keys that fit no variant, or other base weights than ``base``'s.
+    """
+    source = str(state_dict) if isinstance(state_dict, (str, Path)) else "state_dict"
+    tensors = read_published(state_dict) if isinstance(state_dict, (str, Path)) else dict(state_dict)
+    found: dict[tuple[str, int, str, str], torch.Tensor] = {}
+    unknown: list[str] = []
+    carried: dict[str, torch.Tensor] = {}
+    for key, tensor in tensors.items():
+        match = _KEY.fullmatch(key.removeprefix("net."))
+        if match:
+            index = int(match["index"] or 0)
+            found[match["group"], index, match["half"], match["kind"]] = tensor
+        elif base_key := _BASE.fullmatch(key):
+            carried[base_key[1]] = tensor
+        elif not key.startswith(("net.clip.", "clip.")):  # aliases of the frozen base
+            unknown.append(key)
+    if not found:
+        raise AdapterError(f"{source}: holds no published adapter keys such as v_attn_adapters.0.fc1.weight")
+    if unknown:
+        raise AdapterError(f"{source}: keys of no published variant: {unknown[:2]} ({len(unknown)} in all)")
+    config = _read_config(found, source)
+    model = load_model(base)
+    _check_base(model, carried, source)
+    attach(model, config, name)
+    modules = {(site.name, site.index): site.module for site in model.sites()}
+    weights: dict[str, torch.Tensor] = {}
+    for (group, index, half, kind), tensor in found.items():
+        module = modules.get((_SITE[group], index))
+        if module is None:
+            raise AdapterError(f"{source}: {group}.{index} has no place in '{model.base_id}'; give its own base")
+        weights[f"{module}.adapter_{'down' if half == 'fc1' else 'up'}.{kind}"] = tensor
+    tuner.load_state_dict(model, name, weights, source)
+    return model.freeze()
+
+
+def read_published(path: str | Path) -> dict[str, torch.Tensor]:
+    """Tensors of a published checkpoint file, by key; a pickle may hold tensors and plain values only.
+
+    Raises:
+        AdapterError: missing, damaged, or holding objects whose unpickling could run code.
+    """
+    import torch
+
+    file = Path(path)
+    if file.suffix == ".safetensors":
+        return read_weights(file)
+    if not file.is_file():
+        raise AdapterError(f"{file}: no such file")
+    try:
+        values: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise AdapterError(
+            f"{file}: holds objects beside tensors, whose loading could run code; save its 'state_dict' alone"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise AdapterError(f"{file}: damaged or not a checkpoint ({error}); copy it again") from error
+    if isinstance(values, dict) and isinstance(values.get("state_dict"), dict):
+        values = values["state_dict"]
+    if not isinstance(values, dict) or not all(isinstance(value, torch.Tensor) for value in values.values()):
+        raise AdapterError(f"{file}: holds no state_dict of tensors")
+    return values
+
+
+def _read_config(found: Mapping[tuple[str, int, str, str], torch.Tensor], source: str) -> AdapterConfig:
+    groups = {group for group, *_ in found}
+    dense = groups & {"v_attn_adapters", "v_out_adapters", "l_attn_adapters", "l_out_adapters"}
+    shallow = groups & {"vision_extract_adapters", "text_extract_adapters"}
+    if bool(dense) == bool(shallow):
+        raise AdapterError(f"{source}: keys of both dense and shallow adapters, or of neither: {sorted(groups)}")
+    parts = "v" + ("l" if groups & {"l_attn_adapters", "l_out_adapters", "text_extract_adapters"} else "")
+    if "cond_adapter" in groups:
+        parts += "c"
+    if parts == "vc":
+        raise AdapterError(f"{source}: a condition adapter without text adapters is no published variant")
+    first = "v_attn_adapters" if dense else "vision_extract_adapters"
+    sizes: dict[str, int] = {}
+    for field, group in (("bottleneck_dim", first), ("condition_dim", "cond_adapter")):
+        tensor = found.get((group, 0, "fc1", "weight"))
+        if tensor is not None:
+            sizes[field] = int(tensor.shape[0])
+        elif group in groups or group == first:
+            raise AdapterError(f"{source}: lacks {group}.0.fc1.weight; the checkpoint is incomplete")
+    kind = "dense" if dense else "shallow"
+    return adapter_config(kind, parts=parts, variant="published", **sizes)
+
+
+def _check_base(model: PromptSegmenter, carried: Mapping[str, torch.Tensor], source: str) -> None:
+    """The checkpoint's own copy of the frozen base must be the base given, or the adapter means nothing."""
+    import torch
+
+    own = dict(model.named_parameters())
+    for key, tensor in carried.items():
+        if key not in own:  # buffers of older transformers versions, e.g. position_ids
+            continue
+        if own[key].shape != tensor.shape or not torch.allclose(own[key], tensor.to(own[key].dtype), atol=1e-6):
+            raise AdapterError(
+                f"{source}: its base differs from '{model.base_id}' at {key}; give the base it was trained on"
+            )

@@ -1,0 +1,71 @@
+"""Base models, one file each, and the one function that loads any of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlsm_adapter.errors import ModelError, nearest
+from vlsm_adapter.registry import Registry
+
+if TYPE_CHECKING:
+    import torch
+
+    from vlsm_adapter.models.base import PromptSegmenter
+
+_TINY = Path(__file__).parent / "tiny"
+_EMBEDDED = {"tiny": _TINY}
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def _registry() -> Registry[type[PromptSegmenter]]:
+    # Filled on first use: the classes import torch and transformers, listing names must not.
+    from vlsm_adapter.models.clipseg import CLIPSeg
+
+    models: Registry[type[PromptSegmenter]] = Registry("model family")
+    models.register(CLIPSeg.family)(CLIPSeg)
+    return models
+
+
+def load_model(name: str | Path, dtype: str | torch.dtype = "auto") -> PromptSegmenter:
+    """Load a base model, frozen and in evaluation mode.
+
+    Args:
+        name: ``"tiny"`` (in the package), a local folder in Hugging Face format, or a hub id such as
+            ``"CIDAS/clipseg-rd64-refined"``.
+        dtype: type of the weights in memory; ``"auto"`` is float32, whatever the file holds.
+
+    Raises:
+        ModelError: unknown name, missing or damaged files, a pickle, or a family that is not supported.
+    """
+    import torch
+
+    from vlsm_adapter.models import checkpoints
+
+    if isinstance(dtype, str):
+        if dtype not in _DTYPES:
+            raise ModelError(f"dtype '{dtype}' is unknown: {nearest(dtype, _DTYPES)}")
+        dtype = torch.float32 if dtype == "auto" else getattr(torch, dtype)
+    base_id = str(name)
+    source: str | Path
+    if base_id in _EMBEDDED:
+        source = _EMBEDDED[base_id]
+    elif Path(base_id).is_dir():
+        source = Path(base_id)
+    elif base_id.count("/") == 1 and not base_id.startswith((".", "/", "~")):
+        source = base_id
+    else:
+        raise ModelError(
+            f"model '{base_id}' is neither a folder nor a hub id ('owner/name'): {nearest(base_id, _EMBEDDED)}"
+        )
+    config = checkpoints.read_config(source, base_id)
+    family = str(config.get("model_type", "(none)"))
+    models = _registry()
+    if family not in models:
+        raise ModelError(f"model '{base_id}': model_type '{family}' is not supported: {nearest(family, models)}")
+    return models.get(family).from_pretrained(source, base_id, dtype)
+
+
+def embedded_models() -> list[str]:
+    """Names of the models that come with the package."""
+    return list(_EMBEDDED)

@@ -1,0 +1,256 @@
+"""What every base model offers: three stages, a tokenizer, its own preprocessing, and sites for adapters.
+
+Tensor shapes follow the legend in :mod:`vlsm_adapter.types`.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from vlsm_adapter.errors import ModelError
+from vlsm_adapter.models.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger("vlsm_adapter")
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A named place where a method may attach.
+
+    Attributes:
+        name: ``image.attn_out``, ``image.mlp_out``, ``text.attn_out``, ``text.mlp_out`` (per block, before the
+            residual addition), ``image.skip`` and ``text.skip`` (per activation on its way to the decoder),
+            ``condition`` (the text embedding given to the decoder), ``decoder`` (all of it).
+        index: block number, or the number of the activation; 0 where there is only one.
+        module: dotted name of the module inside the model.
+        width: features D of what passes here; 0 for ``decoder``.
+        read: whether the decoder's output depends on this site; a method never attaches where it is False.
+    """
+
+    name: str
+    index: int
+    module: str
+    width: int
+    read: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Prompts as token ids, padded to the longest of them.
+
+    Attributes:
+        input_ids: int64 (P, L).
+        attention_mask: int64 (P, L), 1 where a token is real.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+
+    def __iter__(self):  # type: ignore[no-untyped-def]  # unpacks as (input_ids, attention_mask)
+        return iter((self.input_ids, self.attention_mask))
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFeatures:
+    """What the decoder reads of B images: an activation (B, T, D) per read block; the patch grid (rows, columns)."""
+
+    activations: tuple[torch.Tensor, ...]
+    grid: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class TextFeatures:
+    """What the decoder reads of P prompts: the conditional embedding (P, D)."""
+
+    condition: torch.Tensor
+
+
+class TextSkip(nn.Module):
+    """The ``text.skip`` site: nothing until a method attaches, which may then add to the condition.
+
+    Receives the condition (P, D) and the end-of-text state (P, D_text) of one text block; returns the condition.
+    """
+
+    def forward(self, condition: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        return condition
+
+
+class PromptSegmenter(nn.Module, ABC):
+    """A text-promptable segmentation model in three stages.
+
+    ``forward`` is the composition ``decode(encode_image(...), encode_text(...))``. Gradients flow through all
+    three. Several prompts may share one image, encoded once.
+
+    Attributes:
+        base_id: hub id, folder, or name in the package it was loaded from.
+        preprocessing: what :meth:`preprocess` does.
+        adapter_configs: adapter name to the configuration it was attached with (kept by ``adapters``).
+    """
+
+    family: ClassVar[str]
+
+    def __init__(
+        self, base_id: str, preprocessing: Preprocessing, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> None:
+        super().__init__()
+        self.base_id = base_id
+        self.preprocessing = preprocessing
+        self.tokenizer = tokenizer
+        self.adapter_configs: dict[str, Any] = {}  # adapter name to the configuration it was attached with
+        self._base_hash: str | None = None
+        self._told_cut: set[str] = set()
+
+    # -- the three stages ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def encode_image(self, pixel_values: torch.Tensor) -> ImageFeatures:
+        """Encode normalised images (B, 3, H, W)."""
+
+    @abstractmethod
+    def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> TextFeatures:
+        """Encode prompts, int64 (P, L)."""
+
+    @abstractmethod
+    def decode(self, image: ImageFeatures, text: TextFeatures, image_index: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits (P, H, W) of each prompt on the image ``image_index`` (P,) names (by default prompt i on image i)."""
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Logits (P, 1, H, W) at the network's resolution.
+
+        Args:
+            pixel_values: float (B, 3, H, W), normalised by :meth:`preprocess`.
+            input_ids, attention_mask: int64 (P, L).
+            image_index: int64 (P,), the image of each prompt; by default prompt i is asked of image i (P = B),
+                or all of them of the only image (B = 1).
+
+        Raises:
+            ModelError: P prompts cannot be matched with B images.
+        """
+        images, prompts = pixel_values.shape[0], input_ids.shape[0]
+        if image_index is None and images != prompts:
+            if images != 1:
+                raise ModelError(
+                    f"{prompts} prompts for {images} images: pass image_index, the image number of each prompt"
+                )
+            image_index = torch.zeros(prompts, dtype=torch.long, device=pixel_values.device)
+        image = self.encode_image(pixel_values)
+        text = self.encode_text(input_ids, attention_mask)
+        return self.decode(image, text, image_index).unsqueeze(1)
+
+    # -- sites -----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def sites(self) -> list[Site]:
+        """All sites, in the order of the computation."""
+
+    # -- text and pixels -------------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def context_length(self) -> int:
+        """The most tokens a prompt may have, start and end tokens included."""
+
+    def preprocess(self, images: Sequence[np.ndarray]) -> torch.Tensor:
+        """Images uint8 (H, W, 3), each of its own size, to one float32 tensor (B, 3, h, w)."""
+        return torch.stack([self.preprocessing(image) for image in images])
+
+    def tokenize(self, prompts: Sequence[str]) -> Tokens:
+        """Prompts to token ids, padded to the longest; a longer prompt than the context is cut, with a warning.
+
+        Raises:
+            ModelError: the model was built without a tokenizer.
+        """
+        if self.tokenizer is None:
+            raise ModelError(f"model '{self.base_id}' has no tokenizer: pass input_ids, or load it with load_model")
+        encoded = self.tokenizer(
+            list(prompts),
+            padding="longest",
+            truncation=True,
+            max_length=self.context_length,
+            return_tensors="pt",
+        )
+        tokens = Tokens(encoded["input_ids"], encoded["attention_mask"])
+        if tokens.input_ids.shape[1] == self.context_length:
+            self._tell_cut(prompts)
+        return tokens
+
+    def _tell_cut(self, prompts: Sequence[str]) -> None:
+        assert self.tokenizer is not None
+        for prompt in dict.fromkeys(prompts):
+            if prompt in self._told_cut:
+                continue
+            encoded = self.tokenizer(prompt, return_offsets_mapping=self.tokenizer.is_fast)
+            if len(encoded["input_ids"]) <= self.context_length:
+                continue
+            self._told_cut.add(prompt)
+            lost = "its end"
+            if self.tokenizer.is_fast:
+                # One place of the context belongs to the end token.
+                start = encoded["offset_mapping"][self.context_length - 1][0]
+                lost = repr(prompt[start:])
+            logger.warning(
+                "prompt '%s...' has %d tokens, the model reads %d: cut off %s; use a shorter prompt",
+                prompt[:40],
+                len(encoded["input_ids"]),
+                self.context_length,
+                lost,
+            )
+
+    # -- identity --------------------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def base_hash(self) -> str:
+        """SHA-256 over the base model's weights (names, types, shapes, bytes), adapters apart."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the base weights."""
+        return next(self.parameters()).dtype
+
+    @classmethod
+    @abstractmethod
+    def from_pretrained(cls, source: str | Path, base_id: str, dtype: torch.dtype) -> PromptSegmenter:
+        """Load weights, tokenizer and preprocessing from a local folder or hub id."""
+
+    def freeze(self) -> PromptSegmenter:
+        """No parameter requires a gradient; evaluation mode. Returns the model."""
+        self.requires_grad_(False)
+        return self.eval()
+
+
+def describe_parameters(model: nn.Module) -> dict[str, Any]:
+    """Counts of all and of the trainable parameters: ``{"total", "trainable", "share"}``."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return {"total": total, "trainable": trainable, "share": trainable / total if total else 0.0}
+
+
+def require_keys(values: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
+    """Raise ModelError naming the first of ``keys`` that ``values`` lacks."""
+    for key in keys:
+        if key not in values:
+            raise ModelError(f"{where}: lacks '{key}'; it is not a configuration of this kind of model")

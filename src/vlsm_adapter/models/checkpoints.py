@@ -1,0 +1,151 @@
+"""Reading checkpoints in Hugging Face format, strictly: safetensors only, nothing missing, nothing unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from vlsm_adapter.errors import ModelError
+from vlsm_adapter.models.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def read_config(source: str | Path, base_id: str) -> dict[str, Any]:
+    """``config.json`` of a folder or hub id.
+
+    Raises:
+        ModelError: not found or not JSON.
+    """
+    path = _find(source, "config.json")
+    if path is None:
+        raise ModelError(
+            f"model '{base_id}': no config.json found; give 'tiny', a folder in Hugging Face format, or a hub id "
+            "that this machine can reach"
+        )
+    return _read_json(path, base_id)
+
+
+def load_stock_model(model_class: type[PreTrainedModel], source: str | Path, base_id: str, dtype: torch.dtype) -> Any:
+    """Build the stock model and load its safetensors weights strictly.
+
+    Raises:
+        ModelError: no safetensors (a pickle is refused), a damaged file, or missing weights.
+    """
+    if isinstance(source, Path) and not list(source.glob("*.safetensors")):
+        pickles = sorted(path.name for path in source.glob("*.bin")) + sorted(p.name for p in source.glob("*.pt"))
+        if pickles:
+            raise ModelError(
+                f"{source / pickles[0]}: a pickle can run code and is refused; convert it to model.safetensors"
+            )
+        raise ModelError(f"{source}: holds no *.safetensors; give a folder with model.safetensors")
+    from transformers.utils import logging as transformers_logging
+
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # half a second of bar per load says nothing to a user
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model, info = model_class.from_pretrained(
+                str(source), use_safetensors=True, output_loading_info=True, dtype=dtype
+            )
+    except (OSError, SafetensorError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"model '{base_id}': cannot be loaded ({first_line}); fetch or copy it again") from error
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
+    missing = sorted(key for key in info["missing_keys"] if not key.endswith("position_ids"))
+    wrong = sorted(str(key) for key in info.get("mismatched_keys", ()))
+    if missing or wrong:
+        raise ModelError(
+            f"model '{base_id}': weights do not fit config.json; missing {missing[:3]}, of other shape {wrong[:3]} "
+            f"({len(missing)} and {len(wrong)} in all)"
+        )
+    return model
+
+
+def load_preprocessing(source: str | Path, base_id: str) -> Preprocessing:
+    """The preprocessing saved beside the weights; CLIPSeg's own default where there is none."""
+    path = _find(source, "preprocessor_config.json")
+    return Preprocessing() if path is None else Preprocessing.from_hugging_face(_read_json(path, base_id))
+
+
+def load_tokenizer(source: str | Path, base_id: str) -> PreTrainedTokenizerBase | None:
+    """The tokenizer saved beside the weights, or None where a local folder has none."""
+    from transformers import AutoTokenizer
+
+    names = ("tokenizer.json", "vocab.json", "tokenizer_config.json")
+    if isinstance(source, Path) and not any((source / name).exists() for name in names):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(str(source))
+    except Exception as error:  # the tokenizers library raises bare Exception on a damaged file
+        raise ModelError(f"model '{base_id}': the tokenizer cannot be read ({error}); copy its files again") from error
+
+
+def weights_folder(source: str | Path, model: Any) -> Path | None:
+    """The local folder that holds the weights files, also for a hub id (its snapshot in the cache)."""
+    if isinstance(source, Path):
+        return source
+    found = _find(source, "config.json")
+    return found.parent if found is not None and list(found.parent.glob("*.safetensors")) else None
+
+
+def hash_folder(folder: Path) -> str:
+    """SHA-256 over all tensors of the folder's safetensors files, independent of file layout and order.
+
+    Raises:
+        ModelError: a file is truncated or not safetensors.
+    """
+    digest = hashlib.sha256()
+    tensors: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as handle:
+                tensors.update(dict.fromkeys(handle.keys(), path))
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{path}: truncated or not safetensors ({error}); copy it again") from error
+    handles: dict[Path, Any] = {path: safe_open(path, framework="pt") for path in set(tensors.values())}
+    for name in sorted(tensors):
+        hash_tensor(digest, name, handles[tensors[name]].get_tensor(name))
+    return digest.hexdigest()
+
+
+def hash_tensor(digest: hashlib._Hash, name: str, tensor: torch.Tensor) -> None:
+    """Add name, type, shape and bytes of ``tensor`` to ``digest``."""
+    digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+    digest.update(tensor.contiguous().cpu().flatten().view(torch.uint8).numpy().data)
+
+
+def _find(source: str | Path, name: str) -> Path | None:
+    """A file of a folder, or of a hub id (downloaded, or from the local cache)."""
+    if isinstance(source, Path):
+        path = source / name
+        return path if path.is_file() else None
+    from transformers.utils import cached_file
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    try:
+        found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+    except OSError:
+        return None
+    return Path(found) if found else None
+
+
+def _read_json(path: Path, base_id: str) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"model '{base_id}': {path} is not readable JSON ({error}); copy it again") from error
+    if not isinstance(values, dict):
+        raise ModelError(f"model '{base_id}': {path} holds no JSON object; copy it again")
+    return values

@@ -1,0 +1,210 @@
+"""CLIPSeg (Lüddecke & Ecker, CVPR 2022) on transformers' modules and checkpoints, with its own staged forward.
+
+The stock ``CLIPSegForImageSegmentation.forward`` runs both encoders without gradients and all their blocks; this one
+keeps gradients through all three stages and runs no vision block past the last one the decoder reads. Its logits are
+those of the stock model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import nn
+
+from vlsm_adapter.errors import ModelError
+from vlsm_adapter.models import checkpoints
+from vlsm_adapter.models.base import ImageFeatures, PromptSegmenter, Site, TextFeatures, TextSkip
+from vlsm_adapter.models.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from transformers import CLIPSegForImageSegmentation, PreTrainedTokenizerBase
+
+
+class CLIPSeg(PromptSegmenter):
+    """CLIP ViT image encoder, CLIP text encoder, and a light transformer decoder conditioned by FiLM.
+
+    Args:
+        clipseg: the stock model (weights and configuration).
+        preprocessing: by default CLIPSeg's own, 352 x 352 with ImageNet statistics.
+        tokenizer: a CLIP-like tokenizer, or None where only token ids are passed.
+        base_id: where the weights came from, for messages and adapter cards.
+    """
+
+    family: ClassVar[str] = "clipseg"
+
+    def __init__(
+        self,
+        clipseg: CLIPSegForImageSegmentation,
+        *,
+        preprocessing: Preprocessing | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        base_id: str = "unnamed",
+    ) -> None:
+        super().__init__(base_id, preprocessing or Preprocessing(), tokenizer)
+        config = clipseg.config
+        self.clipseg = clipseg
+        self.extract_layers: tuple[int, ...] = tuple(config.extract_layers)
+        depth = config.vision_config.num_hidden_layers
+        if not self.extract_layers or max(self.extract_layers) >= depth:
+            raise ModelError(f"config.json: extract_layers {list(self.extract_layers)} name blocks beyond {depth - 1}")
+        # Modules that do nothing until a method attaches to them.
+        self.image_skip = nn.ModuleList(nn.Identity() for _ in self.extract_layers)
+        self.text_skip = nn.ModuleList(TextSkip() for _ in self.extract_layers)
+        self.condition = nn.Identity()
+        self._weights_folder: Path | None = None
+        self.freeze()
+
+    # -- the three stages ------------------------------------------------------------------------------------------
+
+    def encode_image(self, pixel_values: torch.Tensor) -> ImageFeatures:
+        """Activations of the blocks the decoder reads, each (B, T, D); sides must be multiples of the patch.
+
+        Positions are interpolated where the size differs from the one trained on.
+        """
+        vision = self.clipseg.clip.vision_model
+        patch = self.clipseg.config.vision_config.patch_size
+        height, width = pixel_values.shape[-2:]
+        hidden = vision.embeddings(pixel_values, interpolate_pos_encoding=True)
+        hidden = vision.pre_layrnorm(hidden)
+        read: dict[int, torch.Tensor] = {}
+        for number, block in enumerate(vision.encoder.layers[: max(self.extract_layers) + 1]):
+            hidden = block(hidden, attention_mask=None)
+            if number in self.extract_layers:
+                read[number] = hidden
+        activations = tuple(
+            skip(read[number]) for skip, number in zip(self.image_skip, self.extract_layers, strict=True)
+        )
+        return ImageFeatures(activations, (height // patch, width // patch))
+
+    def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> TextFeatures:
+        """The conditional embedding (P, D): the projected end-of-text state of each prompt."""
+        text = self.clipseg.clip.text_model
+        hidden = text.embeddings(input_ids=input_ids)
+        mask = _causal_mask(input_ids, attention_mask, hidden.dtype)
+        rows = torch.arange(input_ids.shape[0], device=input_ids.device)
+        end = self._end_of_text(input_ids)
+        states: dict[int, torch.Tensor] = {}
+        for number, block in enumerate(text.encoder.layers):
+            hidden = block(hidden, attention_mask=mask)
+            if number in self.extract_layers:
+                states[number] = hidden[rows, end]
+        pooled = text.final_layer_norm(hidden[rows, end])
+        condition = self.condition(self.clipseg.clip.text_projection(pooled))
+        for skip, number in zip(self.text_skip, self.extract_layers, strict=True):
+            if number in states:  # a text encoder may be shallower than the image encoder
+                condition = skip(condition, states[number])
+        return TextFeatures(condition)
+
+    def decode(self, image: ImageFeatures, text: TextFeatures, image_index: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits (P, H, W): activations from the last read block to the first, modulated once by the condition."""
+        decoder = self.clipseg.decoder
+        condition = text.condition
+        output: torch.Tensor | None = None
+        for number, (activation, reduce, layer) in enumerate(
+            zip(reversed(image.activations), decoder.reduces, decoder.layers, strict=True)
+        ):
+            reduced = reduce(activation)  # once per image, then handed to each of its prompts
+            if image_index is not None:
+                reduced = reduced[image_index]
+            output = reduced if output is None else reduced + output
+            if number == decoder.conditional_layer:
+                output = decoder.film_mul(condition)[:, None] * output + decoder.film_add(condition)[:, None]
+            output = layer(output, attention_mask=None)
+        assert output is not None
+        patches = output[:, 1:].transpose(1, 2).unflatten(2, image.grid)  # without the class token
+        return decoder.transposed_convolution(patches).squeeze(1)
+
+    # -- sites -----------------------------------------------------------------------------------------------------
+
+    def sites(self) -> list[Site]:
+        """Sites of both encoders, the skips, the condition and the decoder."""
+        config = self.clipseg.config
+        vision_width, text_width = config.vision_config.hidden_size, config.text_config.hidden_size
+        text_depth = config.text_config.num_hidden_layers
+        found: list[Site] = []
+        for tower, prefix, width, depth, last in (
+            ("image", "vision_model", vision_width, config.vision_config.num_hidden_layers, max(self.extract_layers)),
+            ("text", "text_model", text_width, text_depth, text_depth - 1),
+        ):
+            for block in range(depth):
+                path = f"clipseg.clip.{prefix}.encoder.layers.{block}"
+                read = block <= last
+                found.append(Site(f"{tower}.attn_out", block, f"{path}.self_attn.out_proj", width, read))
+                found.append(Site(f"{tower}.mlp_out", block, f"{path}.mlp.fc2", width, read))
+        for number, block in enumerate(self.extract_layers):
+            found.append(Site("image.skip", number, f"image_skip.{number}", vision_width))
+            found.append(Site("text.skip", number, f"text_skip.{number}", text_width, block < text_depth))
+        found.append(Site("condition", 0, "condition", config.projection_dim))
+        found.append(Site("decoder", 0, "clipseg.decoder", 0))
+        return found
+
+    # -- text and identity -----------------------------------------------------------------------------------------
+
+    @property
+    def context_length(self) -> int:
+        return int(self.clipseg.config.text_config.max_position_embeddings)
+
+    @property
+    def base_hash(self) -> str:
+        if self._base_hash is None:
+            if self._weights_folder is not None:
+                self._base_hash = checkpoints.hash_folder(self._weights_folder)
+            else:
+                self._base_hash = _hash_parameters(self.clipseg)
+        return self._base_hash
+
+    def _end_of_text(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Position (P,) of the end token of each prompt."""
+        end = self.clipseg.clip.text_model.eos_token_id
+        if end == 2:
+            # Checkpoints converted before transformers 4.31 carry a wrong end id; the end token is the largest there.
+            return input_ids.argmax(dim=-1)
+        return (input_ids == end).int().argmax(dim=-1)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, base_id: str, dtype: torch.dtype) -> CLIPSeg:
+        """Load a folder or hub id in Hugging Face format (``config.json``, ``*.safetensors``, tokenizer files).
+
+        Raises:
+            ModelError: something is missing, damaged, of another kind, or only there as a pickle.
+        """
+        from transformers import CLIPSegForImageSegmentation
+
+        clipseg = checkpoints.load_stock_model(CLIPSegForImageSegmentation, source, base_id, dtype)
+        folder = checkpoints.weights_folder(source, clipseg)
+        model = cls(
+            clipseg,
+            preprocessing=checkpoints.load_preprocessing(source, base_id),
+            tokenizer=checkpoints.load_tokenizer(source, base_id),
+            base_id=base_id,
+        )
+        model._weights_folder = folder
+        return model
+
+
+def _causal_mask(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """Additive mask (P, 1, L, L): a token sees itself and earlier real tokens.
+
+    transformers 5 takes no separate causal mask in its text blocks, so the one mask must say both.
+    """
+    length = input_ids.shape[1]
+    allowed = torch.ones(length, length, dtype=torch.bool, device=input_ids.device).tril()[None, None]
+    if attention_mask is not None:
+        allowed = allowed & attention_mask.bool()[:, None, None, :]
+        # A row that may see nothing (left padding) would be NaN; let it see itself, nothing reads it.
+        allowed = allowed | torch.eye(length, dtype=torch.bool, device=input_ids.device)
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=input_ids.device)
+    return mask.masked_fill(~allowed, torch.finfo(dtype).min)
+
+
+def _hash_parameters(module: nn.Module) -> str:
+    # Before adapters attach; a model without a file is named by what it holds in memory.
+    digest = hashlib.sha256()
+    for name, parameter in sorted(module.named_parameters()):
+        if ".adapter_" in name:
+            continue
+        checkpoints.hash_tensor(digest, name.replace(".base_layer.", "."), parameter.detach())
+    return digest.hexdigest()
