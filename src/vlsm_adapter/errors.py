@@ -36,6 +36,12 @@ class TrainingError(UserError):
     """Training cannot start or go on (no trainable parameter, a loss that is not a number, ...)."""
 
 
+def one_line(error: BaseException) -> str:
+    """What ``error`` says, as one line of at most 300 characters, to be quoted in a message; its type if it says nothing."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """A clause naming the allowed values, the closest one first: ``did you mean 'dense'? allowed: ...``."""
     names = sorted(allowed)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from vlsm_adapter.adapters import AdapterConfig, adapter_config, tuner
 from vlsm_adapter.adapters.attach import attach
 from vlsm_adapter.adapters.folder import read_weights
-from vlsm_adapter.errors import AdapterError
+from vlsm_adapter.errors import AdapterError, one_line
 from vlsm_adapter.models import load_model
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from vlsm_adapter.models.base import PromptSegmenter
 
 _KEY = re.compile(
-    r"(?P<group>[vl]_(?:attn|out)_adapters|(?:vision|text)_extract_adapters|cond_adapter)"
-    r"(?:\.(?P<index>\d{1,3}))?\.(?P<half>fc1|fc2)\.(?P<kind>weight|bias)"
+    r"(?:(?P<group>[vl]_(?:attn|out)_adapters|(?:vision|text)_extract_adapters)\.(?P<index>0|[1-9]\d{0,2})|cond_adapter)"
+    r"\.(?P<half>fc1|fc2)\.(?P<kind>weight|bias)"
 )
 _SITE = {
     "v_attn_adapters": "image.attn_out",
@@ -64,16 +64,20 @@ def from_published(
     Raises:
         AdapterError: no published adapter keys, keys that fit no variant, or other base weights than ``base``'s.
     """
+    import torch
+
     source = str(state_dict) if isinstance(state_dict, (str, Path)) else "state_dict"
     tensors = read_published(state_dict) if isinstance(state_dict, (str, Path)) else dict(state_dict)
     found: dict[tuple[str, int, str, str], torch.Tensor] = {}
     unknown: list[str] = []
     carried: dict[str, torch.Tensor] = {}
     for key, tensor in tensors.items():
+        if not (isinstance(key, str) and isinstance(tensor, torch.Tensor)):
+            raise AdapterError(f"{source}: {key!r} is no tensor by name; give the 'state_dict' of the checkpoint")
         match = _KEY.fullmatch(key.removeprefix("net."))
         if match:
             index = int(match["index"] or 0)
-            found[match["group"], index, match["half"], match["kind"]] = tensor
+            found[match["group"] or "cond_adapter", index, match["half"], match["kind"]] = tensor
         elif base_key := _BASE.fullmatch(key):
             carried[base_key[1]] = tensor
         elif not key.startswith(("net.clip.", "clip.")):  # aliases of the frozen base
@@ -112,12 +116,12 @@ def read_published(path: str | Path) -> dict[str, torch.Tensor]:
         raise AdapterError(f"{file}: no such file")
     try:
         values: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise AdapterError(
-            f"{file}: holds objects beside tensors, whose loading could run code; save its 'state_dict' alone"
-        ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise AdapterError(f"{file}: damaged or not a checkpoint ({error}); copy it again") from error
+    except Exception as error:  # a damaged pickle raises anything, IndexError and struct.error among them
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+            raise AdapterError(
+                f"{file}: holds objects beside tensors, whose loading could run code; save its 'state_dict' alone"
+            ) from error
+        raise AdapterError(f"{file}: damaged or not a checkpoint ({one_line(error)}); copy it again") from error
     if isinstance(values, dict) and isinstance(values.get("state_dict"), dict):
         values = values["state_dict"]
     if not isinstance(values, dict) or not all(isinstance(value, torch.Tensor) for value in values.values()):

@@ -63,12 +63,15 @@ def attach(model: PromptSegmenter, config: AdapterConfig, name: str = "default")
         raise AdapterError(f"adapter name '{name}': letters, digits, '-' and '_', 1 to 64 characters, no other")
     if name in tuner.names(model):
         raise AdapterError(f"adapter '{name}' is attached already: detach it, or choose another name")
+    if name in tuner.taken_names(model):
+        raise AdapterError(f"adapter name '{name}' is the name of a part of the model; choose another: 'my-{name}'")
     placements = config.placements(model)
     if not placements:
         raise AdapterError(f"adapter '{config.method}' places nothing on model '{model.base_id}': nothing would train")
     _ = model.base_hash  # named before anything changes
-    model.requires_grad_(False)
-    tuner.inject(model, name, placements)
+    with tuner.undo_on_error(model, name):
+        model.requires_grad_(False)
+        tuner.inject(model, name, placements)
     model.adapter_configs[name] = config
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     others = sum(
@@ -103,14 +106,14 @@ def without_adapter(model: PromptSegmenter) -> AbstractContextManager[None]:
 
 
 def detach(model: PromptSegmenter, name: str) -> None:
-    """Take the adapter off; the one attached before it, if any, comes into use.
+    """Take the adapter off. If it was in use, the one attached last of those left, if any, comes into use.
 
     Raises:
         AdapterError: no adapter of that name is attached.
     """
     _require(model, name)
     tuner.remove(model, name)
-    del model.adapter_configs[name]
+    model.adapter_configs.pop(name, None)  # PEFT's own methods have none
 
 
 def attached(model: PromptSegmenter) -> list[str]:

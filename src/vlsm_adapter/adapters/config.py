@@ -66,7 +66,7 @@ def adapter_config(method: str, **values: Any) -> AdapterConfig:
     Raises:
         ConfigError: unknown method or field (the nearest name is shown), or a value out of range.
     """
-    config_class = ADAPTERS.get(method)
+    config_class = ADAPTERS.get(str(method))
     allowed = {field.name for field in dataclasses.fields(config_class)}
     for name in values:
         if name not in allowed:
@@ -84,6 +84,12 @@ def check_positive(name: str, value: Any, most: int = 65536) -> None:
     """Raise ConfigError unless ``value`` is a whole number from 1 to ``most``."""
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
         raise ConfigError(f"{name}={value!r}: must be a whole number from 1 to {most}")
+
+
+def check_factor(name: str, value: Any, most: float = 100.0) -> None:
+    """Raise ConfigError unless ``value`` is a number above 0 and at most ``most``."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
+        raise ConfigError(f"{name}={value!r}: must be a number above 0 and at most {most:g}")
 
 
 def sites_named(model: PromptSegmenter, name: str) -> list[Site]:

@@ -17,10 +17,10 @@ from vlsm_adapter.adapters.config import (
     AdapterConfig,
     Placement,
     check_choice,
+    check_factor,
     check_positive,
     sites_named,
 )
-from vlsm_adapter.errors import ConfigError
 
 if TYPE_CHECKING:
     from vlsm_adapter.models.base import PromptSegmenter
@@ -60,8 +60,7 @@ class DenseAdapterConfig(AdapterConfig):
         check_choice("activation", self.activation, tuple(ACTIVATIONS))
         check_positive("bottleneck_dim", self.bottleneck_dim)
         check_positive("condition_dim", self.condition_dim)
-        if not 0 < self.scale <= 100:
-            raise ConfigError(f"scale={self.scale!r}: must be above 0 and at most 100")
+        check_factor("scale", self.scale)
 
     def placements(self, model: PromptSegmenter) -> list[Placement]:
         """One placement per site and block."""

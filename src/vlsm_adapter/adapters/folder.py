@@ -8,15 +8,16 @@ Format version 1; docs/adapter-folder.md describes it.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlsm_adapter import files
 from vlsm_adapter.adapters import tuner
-from vlsm_adapter.adapters.attach import active, attach, detach
+from vlsm_adapter.adapters.attach import active, attach
 from vlsm_adapter.adapters.config import AdapterConfig, adapter_config
-from vlsm_adapter.errors import AdapterError, ConfigError, ModelError
+from vlsm_adapter.errors import AdapterError, ConfigError, ModelError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -39,9 +40,12 @@ class AdapterInfo:
         prompt_level: level of the prompts it was trained and validated with, e.g. ``"p1"`` (the class name).
         prompts: examples of such prompts.
         data: name of the data set; ``split`` how many cases trained, validated and tested it.
-        scores: metric name to mean on the stated split.
+        scores: metric name to mean on the stated split; one that is not finite is kept as NaN.
         seed: of the training.
         licence: of the weights, where the author states one.
+
+    Raises:
+        ConfigError: a value is of another type or out of range.
     """
 
     threshold: float = 0.5
@@ -52,6 +56,20 @@ class AdapterInfo:
     scores: dict[str, float] = field(default_factory=dict)
     seed: int | None = None
     licence: str | None = None
+
+    def __post_init__(self) -> None:
+        if not (_is_number(self.threshold) and 0 <= self.threshold <= 1):
+            raise ConfigError(f"threshold={self.threshold!r}: must be a probability from 0 to 1")
+        for name in ("prompt_level", "data", "licence"):
+            if not isinstance(getattr(self, name), str | None):
+                raise ConfigError(f"{name}={getattr(self, name)!r}: must be text")
+        if not isinstance(self.prompts, tuple) or not all(isinstance(prompt, str) for prompt in self.prompts):
+            raise ConfigError(f"prompts={self.prompts!r}: must be a tuple of texts")
+        for name in ("split", "scores"):
+            if not isinstance(getattr(self, name), dict) or not all(map(_is_number, getattr(self, name).values())):
+                raise ConfigError(f"{name}={getattr(self, name)!r}: must be names with numbers")
+        if self.seed is not None and not isinstance(self.seed, int):
+            raise ConfigError(f"seed={self.seed!r}: must be a whole number")
 
 
 @dataclass(frozen=True)
@@ -69,7 +87,7 @@ class AdapterManifest:
 def save_adapter(
     model: PromptSegmenter, path: str | Path, *, name: str | None = None, info: AdapterInfo | None = None
 ) -> Path:
-    """Write the adapter folder; each file replaces its predecessor atomically.
+    """Write the adapter folder; each file replaces its predecessor atomically, the weights first.
 
     Args:
         path: the folder; made where missing.
@@ -80,7 +98,7 @@ def save_adapter(
         AdapterError: no adapter is attached.
         UserError: the folder cannot be written; what stood there is intact.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     name = active(model) if name is None else name
     if name not in model.adapter_configs:
@@ -94,11 +112,10 @@ def save_adapter(
         "adapter": model.adapter_configs[name].to_dict(),
         "base": {"id": model.base_id, "family": model.family, "sha256": model.base_hash},
         "preprocessing": model.preprocessing.to_dict(),
-        "info": {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(info).items()},
+        "info": _info_to_json(info),
     }
+    files.write_bytes(folder / WEIGHTS_NAME, save(weights, metadata={"format": "pt", "adapter": FORMAT}))
     files.write_json(folder / CONFIG_NAME, manifest)
-    with files.atomic_path(folder / WEIGHTS_NAME) as temporary:
-        save_file(weights, temporary, metadata={"format": "pt", "adapter": FORMAT})
     count = sum(tensor.numel() for tensor in weights.values())
     files.write_text(folder / CARD_NAME, _card(manifest, info, count))
     return folder
@@ -127,22 +144,23 @@ def read_manifest(path: str | Path) -> AdapterManifest:
             )
         settings = dict(values["adapter"])
         config = adapter_config(settings.pop("method"), **settings)
-        info = dict(values.get("info", {}))
-        info["prompts"] = tuple(info.get("prompts", ()))
+        info = _info_from_json(values.get("info", {}))
         return AdapterManifest(
             config=config,
             base_id=str(values["base"]["id"]),
             base_family=str(values["base"]["family"]),
             base_hash=str(values["base"]["sha256"]),
             preprocessing=dict(values["preprocessing"]),
-            info=AdapterInfo(**info),
+            info=info,
         )
     except ConfigError as error:
         raise AdapterError(f"{file}: {error}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, AdapterError):
             raise
-        raise AdapterError(f"{file}: malformed ({type(error).__name__}: {error}); copy the folder again") from error
+        raise AdapterError(
+            f"{file}: malformed ({type(error).__name__}: {one_line(error)}); copy the folder again"
+        ) from error
 
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
@@ -157,14 +175,13 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     file = Path(path)
     if not file.is_file():
         raise AdapterError(f"{file}: missing; an adapter folder holds {CONFIG_NAME} and {WEIGHTS_NAME}")
-    with file.open("rb") as handle:
-        head = handle.read(4)
-    if head[:2] in (b"\x80\x02", b"\x80\x04", b"PK"):
-        raise AdapterError(f"{file}: a pickle, which can run code, is refused; give the safetensors file")
     try:
         return load_file(file)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise AdapterError(f"{file}: truncated or not safetensors ({error}); copy it again") from error
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        # Only a file that is no safetensors is looked at for what else it is: a header of 640 bytes begins as a pickle.
+        if _is_pickle(file):
+            raise AdapterError(f"{file}: a pickle, which can run code, is refused; give the safetensors file") from None
+        raise AdapterError(f"{file}: truncated or not safetensors ({one_line(error)}); copy it again") from error
 
 
 def load_adapter(
@@ -216,13 +233,39 @@ def load_adapter(
             f"{folder}: trained with preprocessing {preprocessing}, the model uses {model.preprocessing}; "
             "load it on its own model"
         )
+    source = str(folder / WEIGHTS_NAME)
+    # Before anything is attached: a configuration that lies about its sizes must not cost memory either.
+    tuner.check_weights(weights, tuner.expected_shapes(manifest.config.placements(model)), source)
     attach(model, manifest.config, name)
-    try:
-        tuner.load_state_dict(model, name, weights, str(folder / WEIGHTS_NAME))
-    except AdapterError:
-        detach(model, name)
-        raise
+    tuner.load_state_dict(model, name, weights, source)
     return model.freeze()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_pickle(file: Path) -> bool:
+    try:
+        with file.open("rb") as handle:
+            head = handle.read(2)
+    except OSError:
+        return False
+    return head == b"PK" or (head[:1] == b"\x80" and head[1:] in (b"\x02", b"\x03", b"\x04", b"\x05"))
+
+
+def _info_to_json(info: AdapterInfo) -> dict[str, Any]:
+    scores = {key: float(value) if math.isfinite(value) else None for key, value in info.scores.items()}
+    return {**asdict(info), "prompts": list(info.prompts), "scores": scores}
+
+
+def _info_from_json(values: Any) -> AdapterInfo:
+    values = dict(values)
+    if isinstance(prompts := values.get("prompts"), list):
+        values["prompts"] = tuple(prompts)
+    if isinstance(scores := values.get("scores"), dict):
+        values["scores"] = {key: math.nan if value is None else value for key, value in scores.items()}
+    return AdapterInfo(**values)
 
 
 def _card(manifest: dict[str, Any], info: AdapterInfo, count: int) -> str:

@@ -26,6 +26,7 @@ from vlsm_adapter.errors import AdapterError
 from vlsm_adapter.models.base import PromptSegmenter, TextSkip
 
 _PREFIX = "adapter_"
+_WEIGHT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 class SiteType(str, enum.Enum):  # noqa: UP042  # PEFT compares with str-Enum members
@@ -67,26 +68,31 @@ class SiteLayer(nn.Module, BaseTunerLayer):
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
 
-    def add(self, name: str, placement: Placement) -> None:
-        """Add a freshly initialised bottleneck under ``name``."""
+    def add(self, name: str, placement: Placement, device: torch.device) -> None:
+        """Add a freshly initialised bottleneck under ``name``, in float32 whatever the base: small steps need it.
+
+        ``device`` is the model's: half of the sites carry no weight to read it from.
+        """
         down, up = make_bottleneck(placement.site.width, placement.bottleneck_dim, zero_start=placement.zero_start)
-        self.adapter_down[name], self.adapter_up[name] = down, up
+        self.adapter_down[name], self.adapter_up[name] = down.to(device), up.to(device)
         self.placement[name] = placement
-        self._move_adapter_to_device_of_base_layer(name)
 
     def _change(self, name: str, x: torch.Tensor) -> torch.Tensor:
         placement = self.placement[name]
-        return bottleneck_change(
-            x,
-            self.adapter_down[name],
-            self.adapter_up[name],
+        down, up = self.adapter_down[name], self.adapter_up[name]
+        change = bottleneck_change(
+            x.to(next(down.parameters()).dtype),
+            down,
+            up,
             activation=placement.activation,
             activate_output=placement.activate_output,
             scale=placement.scale,
         )
+        return change.to(x.dtype)
 
     def _active(self) -> list[str]:
-        return [] if self.disable_adapters else [name for name in self.active_adapters if name in self.placement]
+        chosen: list[str] = self.active_adapters  # type: ignore[assignment]
+        return [] if self.disable_adapters else [name for name in chosen if name in self.placement]
 
     def forward(self, x: torch.Tensor, state: torch.Tensor | None = None) -> torch.Tensor:
         """The base layer's output, changed by the active adapters in turn.
@@ -132,15 +138,13 @@ class SiteTuner(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        layer = target
-        if not isinstance(target, SiteLayer):
-            if isinstance(target, BaseTunerLayer):
-                raise AdapterError(
-                    f"'{current_key}' already carries a {type(target).__name__} adapter; detach it or use a fresh model"
-                )
-            layer = SiteLayer(target)
-        layer.add(adapter_name, peft_config.placements[current_key])
-        layer.set_adapter(self.active_adapters)
+        if isinstance(target, BaseTunerLayer) and not isinstance(target, SiteLayer):
+            raise AdapterError(
+                f"'{current_key}' already carries a {type(target).__name__} adapter; detach it or use a fresh model"
+            )
+        layer = target if isinstance(target, SiteLayer) else SiteLayer(target).train(target.training)
+        layer.add(adapter_name, peft_config.placements[current_key], next(self.model.parameters()).device)
+        layer.set_adapter(self.active_adapters)  # type: ignore[operator]
         if layer is not target:
             setattr(parent, target_name, layer)
 
@@ -160,7 +164,11 @@ _register()
 
 
 def inject(model: PromptSegmenter, name: str, placements: list[Placement]) -> None:
-    """Wrap the sites of ``placements`` under the adapter name ``name`` and make it the active one."""
+    """Wrap the sites of ``placements`` under the adapter name ``name`` and make it the active one.
+
+    Raises:
+        AdapterError: a site carries an adapter of another PEFT method; call it inside :func:`undo_on_error`.
+    """
     config = SiteConfig(placements={placement.site.module: placement for placement in placements})
     with warnings.catch_warnings():
         # PEFT warns when a second adapter is added; here that is the purpose.
@@ -205,8 +213,43 @@ def disabled(model: nn.Module) -> Iterator[None]:
             layer._disable_adapters = was
 
 
+@contextmanager
+def undo_on_error(model: nn.Module, name: str) -> Iterator[None]:
+    """If the body fails, adapter ``name`` is off again, and what was in use or trained before is so again."""
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    used = [(layer, list(layer.active_adapters)) for layer in layers(model)]
+    try:
+        yield
+    except BaseException:
+        _take_off(model, name)
+        for layer, before in used:
+            layer._active_adapter = before  # set_adapter() would also touch requires_grad
+        for parameter, required in trained:
+            parameter.requires_grad_(required)
+        raise
+
+
+def taken_names(model: nn.Module) -> set[str]:
+    """What no adapter can be called.
+
+    PEFT finds an adapter's weights by its name between the dots of a key, so it must not be the name of a module;
+    and a ModuleDict refuses its own attributes.
+    """
+    parts = {part for key in model.state_dict() for part in key.split(".")} - set(names(model))
+    return parts | {"base_layer", *SiteLayer.adapter_layer_names} | set(dir(nn.ModuleDict()))
+
+
 def remove(model: nn.Module, name: str) -> None:
-    """Take the adapter off; layers left without any adapter are unwrapped."""
+    """Take the adapter off; layers left without any are unwrapped. If it was in use, the last one left comes into use."""
+    was_used = active_name(model) == name
+    trained = any(parameter.requires_grad for parameter in model.parameters())
+    _take_off(model, name)
+    left = names(model)
+    if left and was_used:
+        activate(model, left[-1], trainable=trained)
+
+
+def _take_off(model: nn.Module, name: str) -> None:
     for module_name, layer in list(model.named_modules()):
         if not isinstance(layer, BaseTunerLayer):
             continue
@@ -216,10 +259,7 @@ def remove(model: nn.Module, name: str) -> None:
         if not layer._all_available_adapter_names():
             parent_name, _, child = module_name.rpartition(".")
             setattr(model.get_submodule(parent_name), child, layer.get_base_layer())
-    del model.peft_config[name]  # type: ignore[union-attr, operator]
-    left = names(model)
-    if left:
-        activate(model, left[-1])
+    getattr(model, "peft_config", {}).pop(name, None)
 
 
 def state_dict(model: nn.Module, name: str) -> dict[str, torch.Tensor]:
@@ -231,9 +271,33 @@ def load_state_dict(model: nn.Module, name: str, weights: Mapping[str, torch.Ten
     """Load the weights of one adapter; every key and shape must fit.
 
     Raises:
-        AdapterError: a key is missing, not known, or of another shape; nothing was changed.
+        AdapterError: what :func:`check_weights` finds; nothing was changed.
     """
-    expected = state_dict(model, name)
+    check_weights(weights, {key: tuple(tensor.shape) for key, tensor in state_dict(model, name).items()}, source)
+    result = set_peft_model_state_dict(model, dict(weights), adapter_name=name)
+    if result.unexpected_keys:
+        raise AdapterError(f"{source}: PEFT did not place {result.unexpected_keys[:2]}; report this")
+
+
+def expected_shapes(placements: list[Placement]) -> dict[str, tuple[int, ...]]:
+    """Key and shape of each weight that an adapter with these placements has."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for placement in placements:
+        module, width, narrow = placement.site.module, placement.site.width, placement.bottleneck_dim
+        shapes[f"{module}.adapter_down.weight"] = (narrow, width)
+        shapes[f"{module}.adapter_down.bias"] = (narrow,)
+        shapes[f"{module}.adapter_up.weight"] = (width, narrow)
+        shapes[f"{module}.adapter_up.bias"] = (width,)
+    return shapes
+
+
+def check_weights(weights: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]], source: str) -> None:
+    """Whether ``weights`` are exactly the ones ``expected`` (shapes by key).
+
+    Raises:
+        AdapterError: a key is missing or not known, or a tensor has another shape, holds no real numbers, or is not
+            finite.
+    """
     missing, unknown = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     if missing or unknown:
         raise AdapterError(
@@ -241,12 +305,9 @@ def load_state_dict(model: nn.Module, name: str, weights: Mapping[str, torch.Ten
             f"unknown {unknown[:2]} ({len(unknown)}): was it saved for this model and configuration?"
         )
     for key, tensor in weights.items():
-        if tensor.shape != expected[key].shape:
-            raise AdapterError(
-                f"{source}: '{key}' has shape {tuple(tensor.shape)}, the adapter needs {tuple(expected[key].shape)}"
-            )
+        if tuple(tensor.shape) != expected[key]:
+            raise AdapterError(f"{source}: '{key}' has shape {tuple(tensor.shape)}, the adapter needs {expected[key]}")
+        if tensor.dtype not in _WEIGHT_TYPES:
+            raise AdapterError(f"{source}: '{key}' is of type {tensor.dtype}; allowed: float32, float16, bfloat16")
         if not torch.isfinite(tensor).all():
             raise AdapterError(f"{source}: '{key}' holds values that are not finite; the file is damaged")
-    result = set_peft_model_state_dict(model, dict(weights), adapter_name=name)
-    if result.unexpected_keys:
-        raise AdapterError(f"{source}: PEFT did not place {result.unexpected_keys[:2]}; report this")

@@ -51,7 +51,8 @@ def load_model(name: str | Path, dtype: str | torch.dtype = "auto") -> PromptSeg
     if base_id in _EMBEDDED:
         source = _EMBEDDED[base_id]
     elif Path(base_id).is_dir():
-        source = Path(base_id)
+        source = Path(base_id).resolve()
+        base_id = str(source)  # it goes into adapter folders, which outlive the working directory
     elif base_id.count("/") == 1 and not base_id.startswith((".", "/", "~")):
         source = base_id
     else:

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -46,8 +46,7 @@ class Site:
     read: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
+class Tokens(NamedTuple):
     """Prompts as token ids, padded to the longest of them.
 
     Attributes:
@@ -57,9 +56,6 @@ class Tokens:
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
-
-    def __iter__(self):  # type: ignore[no-untyped-def]  # unpacks as (input_ids, attention_mask)
-        return iter((self.input_ids, self.attention_mask))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +147,10 @@ class PromptSegmenter(nn.Module, ABC):
                     f"{prompts} prompts for {images} images: pass image_index, the image number of each prompt"
                 )
             image_index = torch.zeros(prompts, dtype=torch.long, device=pixel_values.device)
+        elif image_index is not None and image_index.shape != (prompts,):
+            raise ModelError(
+                f"image_index of shape {tuple(image_index.shape)} for {prompts} prompts: one image number each"
+            )
         image = self.encode_image(pixel_values)
         text = self.encode_text(input_ids, attention_mask)
         return self.decode(image, text, image_index).unsqueeze(1)
@@ -176,8 +176,10 @@ class PromptSegmenter(nn.Module, ABC):
         """Prompts to token ids, padded to the longest; a longer prompt than the context is cut, with a warning.
 
         Raises:
-            ModelError: the model was built without a tokenizer.
+            ModelError: there is no prompt, or the model was built without a tokenizer.
         """
+        if not prompts:
+            raise ModelError("no prompt given: ask for at least one, e.g. ['polyp']")
         if self.tokenizer is None:
             raise ModelError(f"model '{self.base_id}' has no tokenizer: pass input_ids, or load it with load_model")
         encoded = self.tokenizer(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from vlsm_adapter.errors import ModelError
+from vlsm_adapter.errors import ModelError, one_line
 from vlsm_adapter.models.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ def read_config(source: str | Path, base_id: str) -> dict[str, Any]:
     """
     path = _find(source, "config.json")
     if path is None:
+        if isinstance(source, Path) and (source / "adapter_config.json").is_file():
+            raise ModelError(f"{source}: is an adapter folder, not a base model; load it with load_adapter")
         raise ModelError(
             f"model '{base_id}': no config.json found; give 'tiny', a folder in Hugging Face format, or a hub id "
             "that this machine can reach"
@@ -40,13 +42,13 @@ def load_stock_model(model_class: type[PreTrainedModel], source: str | Path, bas
     Raises:
         ModelError: no safetensors (a pickle is refused), a damaged file, or missing weights.
     """
-    if isinstance(source, Path) and not list(source.glob("*.safetensors")):
+    if isinstance(source, Path) and not weights_files(source):
         pickles = sorted(path.name for path in source.glob("*.bin")) + sorted(p.name for p in source.glob("*.pt"))
         if pickles:
             raise ModelError(
                 f"{source / pickles[0]}: a pickle can run code and is refused; convert it to model.safetensors"
             )
-        raise ModelError(f"{source}: holds no *.safetensors; give a folder with model.safetensors")
+        raise ModelError(f"{source}: holds no model.safetensors; copy the whole folder")
     from transformers.utils import logging as transformers_logging
 
     bars = transformers_logging.is_progress_bar_enabled()
@@ -57,9 +59,8 @@ def load_stock_model(model_class: type[PreTrainedModel], source: str | Path, bas
             model, info = model_class.from_pretrained(
                 str(source), use_safetensors=True, output_loading_info=True, dtype=dtype
             )
-    except (OSError, SafetensorError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"model '{base_id}': cannot be loaded ({first_line}); fetch or copy it again") from error
+    except Exception as error:  # config.json reaches constructors that raise anything, ZeroDivisionError among them
+        raise ModelError(f"model '{base_id}': cannot be loaded ({one_line(error)}); fetch or copy it again") from error
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
@@ -89,31 +90,42 @@ def load_tokenizer(source: str | Path, base_id: str) -> PreTrainedTokenizerBase 
     try:
         return AutoTokenizer.from_pretrained(str(source))
     except Exception as error:  # the tokenizers library raises bare Exception on a damaged file
-        raise ModelError(f"model '{base_id}': the tokenizer cannot be read ({error}); copy its files again") from error
+        raise ModelError(
+            f"model '{base_id}': the tokenizer cannot be read ({one_line(error)}); copy its files again"
+        ) from error
 
 
-def weights_folder(source: str | Path, model: Any) -> Path | None:
+def weights_folder(source: str | Path) -> Path | None:
     """The local folder that holds the weights files, also for a hub id (its snapshot in the cache)."""
     if isinstance(source, Path):
         return source
     found = _find(source, "config.json")
-    return found.parent if found is not None and list(found.parent.glob("*.safetensors")) else None
+    return found.parent if found is not None and weights_files(found.parent) else None
+
+
+def weights_files(folder: Path) -> list[Path]:
+    """The safetensors files of a base model: ``model.safetensors``, or its numbered parts.
+
+    Not every safetensors file of the folder: an adapter saved into it must not change what the base is.
+    """
+    whole = folder / "model.safetensors"
+    return [whole] if whole.is_file() else sorted(folder.glob("model-*-of-*.safetensors"))
 
 
 def hash_folder(folder: Path) -> str:
-    """SHA-256 over all tensors of the folder's safetensors files, independent of file layout and order.
+    """SHA-256 over all tensors of the base model in ``folder``, independent of file layout and order.
 
     Raises:
         ModelError: a file is truncated or not safetensors.
     """
     digest = hashlib.sha256()
     tensors: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weights_files(folder):
         try:
             with safe_open(path, framework="pt") as handle:
                 tensors.update(dict.fromkeys(handle.keys(), path))
         except (SafetensorError, OSError) as error:
-            raise ModelError(f"{path}: truncated or not safetensors ({error}); copy it again") from error
+            raise ModelError(f"{path}: truncated or not safetensors ({one_line(error)}); copy it again") from error
     handles: dict[Path, Any] = {path: safe_open(path, framework="pt") for path in set(tensors.values())}
     for name in sorted(tensors):
         hash_tensor(digest, name, handles[tensors[name]].get_tensor(name))
@@ -136,7 +148,7 @@ def _find(source: str | Path, name: str) -> Path | None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
-    except OSError:
+    except (OSError, ValueError):  # not reachable, or not a well-formed id
         return None
     return Path(found) if found else None
 
@@ -145,7 +157,9 @@ def _read_json(path: Path, base_id: str) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"model '{base_id}': {path} is not readable JSON ({error}); copy it again") from error
+        raise ModelError(
+            f"model '{base_id}': {path} is not readable JSON ({one_line(error)}); copy it again"
+        ) from error
     if not isinstance(values, dict):
         raise ModelError(f"model '{base_id}': {path} holds no JSON object; copy it again")
     return values

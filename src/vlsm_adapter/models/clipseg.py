@@ -48,8 +48,10 @@ class CLIPSeg(PromptSegmenter):
         self.clipseg = clipseg
         self.extract_layers: tuple[int, ...] = tuple(config.extract_layers)
         depth = config.vision_config.num_hidden_layers
-        if not self.extract_layers or max(self.extract_layers) >= depth:
-            raise ModelError(f"config.json: extract_layers {list(self.extract_layers)} name blocks beyond {depth - 1}")
+        if not self.extract_layers or not 0 <= min(self.extract_layers) <= max(self.extract_layers) < depth:
+            raise ModelError(
+                f"config.json: extract_layers {list(self.extract_layers)}: at least one block, each from 0 to {depth - 1}"
+            )
         # Modules that do nothing until a method attaches to them.
         self.image_skip = nn.ModuleList(nn.Identity() for _ in self.extract_layers)
         self.text_skip = nn.ModuleList(TextSkip() for _ in self.extract_layers)
@@ -63,10 +65,15 @@ class CLIPSeg(PromptSegmenter):
         """Activations of the blocks the decoder reads, each (B, T, D); sides must be multiples of the patch.
 
         Positions are interpolated where the size differs from the one trained on.
+
+        Raises:
+            ModelError: a side is no multiple of the patch; the logits would have another size than the image.
         """
         vision = self.clipseg.clip.vision_model
         patch = self.clipseg.config.vision_config.patch_size
         height, width = pixel_values.shape[-2:]
+        if height % patch or width % patch:
+            raise ModelError(f"image of {height} x {width} pixels: both sides must be multiples of {patch}")
         hidden = vision.embeddings(pixel_values, interpolate_pos_encoding=True)
         hidden = vision.pre_layrnorm(hidden)
         read: dict[int, torch.Tensor] = {}
@@ -174,7 +181,7 @@ class CLIPSeg(PromptSegmenter):
         from transformers import CLIPSegForImageSegmentation
 
         clipseg = checkpoints.load_stock_model(CLIPSegForImageSegmentation, source, base_id, dtype)
-        folder = checkpoints.weights_folder(source, clipseg)
+        folder = checkpoints.weights_folder(source)
         model = cls(
             clipseg,
             preprocessing=checkpoints.load_preprocessing(source, base_id),

@@ -6,6 +6,7 @@ scaled to [0, 1], and normalised per channel.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vlsm_adapter.errors import ModelError
+from vlsm_adapter.errors import ModelError, one_line
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -41,8 +42,10 @@ class Preprocessing:
             raise ModelError(f"preprocessing: resample '{self.resample}' is unknown; allowed: {', '.join(_RESAMPLING)}")
         if min(self.size) < 1 or max(self.size) > 4096:
             raise ModelError(f"preprocessing: size {self.size} is out of range; allowed: 1 to 4096 pixels a side")
-        if any(value <= 0 for value in self.std):
+        if not all(0 < value < math.inf for value in self.std):
             raise ModelError(f"preprocessing: std {self.std} must be positive")
+        if not all(math.isfinite(value) for value in self.mean):
+            raise ModelError(f"preprocessing: mean {self.mean} must be finite")
 
     def resize(self, image: np.ndarray) -> np.ndarray:
         """Stretch ``image`` uint8 (H, W, 3) to uint8 (height, width, 3)."""
@@ -54,7 +57,7 @@ class Preprocessing:
 
     def normalize(self, image: np.ndarray) -> torch.Tensor:
         """Turn ``image`` uint8 (H, W, 3) of any size into float32 (3, H, W), normalised."""
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).to(torch.float32)
+        pixels = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)
         mean = torch.tensor(self.mean).view(3, 1, 1) * 255.0
         std = torch.tensor(self.std).view(3, 1, 1) * 255.0
         return (pixels - mean) / std
@@ -81,8 +84,12 @@ class Preprocessing:
                 std=_triple(values["std"]),
                 resample=str(values["resample"]),
             )
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise ModelError(f"preprocessing: needs size [h, w], mean, std (3 numbers), resample: {error}") from error
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
+            if isinstance(error, ModelError):
+                raise
+            raise ModelError(
+                f"preprocessing: needs size [h, w], mean, std (3 numbers), resample: {one_line(error)}"
+            ) from error
 
     @classmethod
     def from_hugging_face(cls, values: Mapping[str, Any]) -> Preprocessing:
@@ -100,9 +107,10 @@ class Preprocessing:
                 std=_triple(values.get("image_std", IMAGENET_STD)),
                 resample=names[int(values.get("resample", 2))],
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ModelError(
-                f"preprocessor_config.json: needs size, image_mean, image_std, resample of an image processor: {error}"
+                "preprocessor_config.json: needs size, image_mean, image_std, resample of an image processor: "
+                f"{one_line(error)}"
             ) from error
 
     def to_hugging_face(self) -> dict[str, Any]:

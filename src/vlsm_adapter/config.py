@@ -1,0 +1,290 @@
+"""The configuration of a run: typed, frozen, checked as a whole; only the verbs and the CLI see it.
+
+A recipe is YAML with the sections ``data``, ``model``, ``adapter``, ``train``, ``log``; every key has a default but
+``data.path``. Unknown keys and wrong values are all reported at once, each on its own line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Union
+
+import yaml
+
+from vlsm_adapter.errors import ConfigError, nearest
+
+LEVELS = tuple(f"p{number}" for number in range(10))
+PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed")
+SCHEDULES = ("cosine", "plateau", "constant")
+LOSS_NAMES = ("dice_bce", "published")
+
+
+def _between(low: float, high: float) -> dict[str, Any]:
+    return {"low": low, "high": high}
+
+
+def _one_of(*names: str) -> dict[str, Any]:
+    return {"choices": names}
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which cases, and how they are asked about.
+
+    Attributes:
+        path: folder or manifest; docs/data.md lists the layouts.
+        prompt: the class name, for data without prompts; it then stands as level p1.
+        level: prompt level of training: p0 .. p9, or ``random`` (one of p1 .. p9 per case and epoch, as published).
+        eval_level: the one fixed level of validation and evaluation.
+        split_seed: of the split by case, where the data has none.
+        fractions: train, validation and test part of that split.
+        skip_bad: leave bad cases out, listed and counted, instead of stopping.
+        cache_mb: memory for decoded, resized images.
+    """
+
+    path: str = ""
+    prompt: str | None = None
+    level: str = field(default="p1", metadata=_one_of(*LEVELS, "random"))
+    eval_level: str = field(default="p1", metadata=_one_of(*LEVELS))
+    split_seed: int = 0
+    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
+    skip_bad: bool = False
+    cache_mb: int = field(default=1024, metadata=_between(0, 1 << 20))
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The frozen base.
+
+    Attributes:
+        name: ``tiny``, a folder, or a hub id.
+        image_size: side in pixels of the network's input, instead of the model's own.
+    """
+
+    name: str = "tiny"
+    image_size: int | None = field(default=None, metadata=_between(16, 4096))
+
+
+@dataclass(frozen=True)
+class AdapterSection:
+    """The method and its settings, e.g. ``method: dense``, ``settings: {parts: vlc, bottleneck_dim: 64}``."""
+
+    method: str = "dense"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How the trainable part is fitted.
+
+    Attributes:
+        epochs: passes over the training cases.
+        batch_size: cases per step and device; times ``accumulate`` is the batch of one update.
+        accumulate: steps whose gradients are summed before an update.
+        lr: peak learning rate of AdamW.
+        weight_decay: on weights; never on biases and norms.
+        schedule: ``cosine`` (after warm-up), ``plateau`` (factor 0.3 after 5 epochs without a lower validation
+            loss, as published), ``constant``.
+        warmup: part of all updates over which ``cosine`` rises from 0.
+        clip_norm: global norm of the gradient; 0 turns it off.
+        loss: ``dice_bce`` (1.5 Dice + 1.0 cross-entropy on logits) or ``published`` (cross-entropy on probabilities).
+        patience: epochs without a better validation Dice before training stops; 0 never stops early.
+        min_delta: a smaller gain of Dice does not count.
+        precision: ``auto``, ``32-true``, ``16-mixed``, ``bf16-mixed``.
+        seed: of initialisation, order and prompts.
+        workers: loader processes; 0 loads in the training process.
+        save_seconds: least time between two states saved within an epoch; every epoch's end is saved anyway.
+    """
+
+    epochs: int = field(default=30, metadata=_between(1, 100_000))
+    batch_size: int = field(default=16, metadata=_between(1, 65536))
+    accumulate: int = field(default=1, metadata=_between(1, 65536))
+    lr: float = field(default=1e-3, metadata=_between(0, 10))
+    weight_decay: float = field(default=1e-3, metadata=_between(0, 10))
+    schedule: str = field(default="cosine", metadata=_one_of(*SCHEDULES))
+    warmup: float = field(default=0.05, metadata=_between(0, 1))
+    clip_norm: float = field(default=0.5, metadata=_between(0, 1e6))
+    loss: str = field(default="dice_bce", metadata=_one_of(*LOSS_NAMES))
+    patience: int = field(default=20, metadata=_between(0, 100_000))
+    min_delta: float = field(default=1e-4, metadata=_between(0, 1))
+    precision: str = field(default="auto", metadata=_one_of(*PRECISIONS))
+    seed: int = field(default=42, metadata=_between(0, 2**32 - 1))
+    workers: int = field(default=0, metadata=_between(0, 256))
+    save_seconds: float = field(default=60.0, metadata=_between(0, 1e6))
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """Where progress is written beside the run folder's own ``metrics.csv``.
+
+    Attributes:
+        tensorboard: event files in the run folder.
+        wandb, mlflow: need the extra of that name.
+        project: their project or experiment name.
+    """
+
+    tensorboard: bool = True
+    wandb: bool = False
+    mlflow: bool = False
+    project: str = "vlsm-adapter"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a run needs; ``RunConfig.load`` builds it from a file and overrides."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    adapter: AdapterSection = field(default_factory=AdapterSection)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    @classmethod
+    def load(
+        cls, file: str | Path | None = None, overrides: Mapping[str, Any] | None = None, assign: Sequence[str] = ()
+    ) -> RunConfig:
+        """Read ``file`` (YAML), then apply ``overrides`` (dotted key to value) and ``assign`` (``"train.lr=1e-4"``).
+
+        Raises:
+            ConfigError: unreadable file, unknown keys, wrong types or values; all of them, a line each.
+        """
+        values = {} if file is None else _read_yaml(Path(file))
+        problems: list[str] = []
+        for text in assign:
+            key, equals, value = text.partition("=")
+            if not equals or not key:
+                problems.append(f"--set {text!r}: write section.key=value, e.g. train.lr=1e-4")
+                continue
+            try:
+                _put(values, key.strip(), yaml.safe_load(value))
+            except (yaml.YAMLError, TypeError) as error:
+                problems.append(f"--set {text!r}: {str(error).splitlines()[0]}")
+        for key, value in (overrides or {}).items():
+            if value is not None:
+                _put(values, key, value)
+        where = f"{file}: " if file else ""
+        built = _build(cls, values, "", problems)
+        if not problems:
+            problems += _check_whole(built)
+        if problems:
+            raise ConfigError("\n".join(f"{where}{problem}" for problem in problems))
+        return built
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as written to ``config.yaml``."""
+        return _plain(dataclasses.asdict(self))
+
+    def to_yaml(self) -> str:
+        """YAML that :meth:`load` reads back to an equal configuration."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+def _check_whole(config: RunConfig) -> list[str]:
+    """What no single value shows."""
+    from vlsm_adapter.adapters.config import adapter_config
+
+    problems: list[str] = []
+    if not config.data.path:
+        problems.append("data.path is missing: give the data folder (--data DIR)")
+    if abs(sum(config.data.fractions) - 1) > 1e-6 or min(config.data.fractions) < 0:
+        problems.append(f"data.fractions={list(config.data.fractions)}: three parts of 0 to 1 that sum to 1")
+    try:
+        adapter_config(config.adapter.method, **dict(config.adapter.settings))
+    except ConfigError as error:
+        problems.append(f"adapter: {error}")
+    return problems
+
+
+def _build(kind: Any, values: Any, prefix: str, problems: list[str]) -> Any:
+    """An instance of dataclass ``kind`` from plain ``values``; problems are collected, not raised."""
+    if not isinstance(values, Mapping):
+        problems.append(f"{prefix.rstrip('.') or 'configuration'}: must be a section of keys, not {values!r}")
+        return kind()
+    hints = typing.get_type_hints(kind)
+    known = {item.name: item for item in dataclasses.fields(kind)}
+    chosen: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in known:
+            problems.append(f"unknown key '{prefix}{name}': {nearest(str(name), known)}")
+        elif dataclasses.is_dataclass(hints[name]):
+            chosen[name] = _build(hints[name], value, f"{prefix}{name}.", problems)
+        else:
+            try:
+                chosen[name] = _convert(value, hints[name])
+                _check_value(chosen[name], known[name].metadata)
+            except (TypeError, ValueError) as error:
+                problems.append(f"{prefix}{name}={value!r}: {error}")
+                chosen.pop(name, None)
+    return kind(**chosen)
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        if value is None:
+            return None
+        return _convert(value, next(argument for argument in arguments if argument is not type(None)))
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)) or len(value) != len(arguments):
+            raise TypeError(f"must be {len(arguments)} values in brackets")
+        return tuple(_convert(part, argument) for part, argument in zip(value, arguments, strict=True))
+    if origin is not None:  # Mapping[str, Any]
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise TypeError("must be a section of keys")
+        return dict(value)
+    if hint is float and isinstance(value, str):
+        value = float(value)  # YAML reads 1e-4 (no dot) as text
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise TypeError(f"must be of type {hint.__name__}")
+    return value
+
+
+def _check_value(value: Any, metadata: Mapping[str, Any]) -> None:
+    if value is None:
+        return
+    if "choices" in metadata and value not in metadata["choices"]:
+        raise ValueError(nearest(str(value), metadata["choices"]))
+    if "low" in metadata and not (math.isfinite(value) and metadata["low"] <= value <= metadata["high"]):
+        raise ValueError(f"must be from {metadata['low']} to {metadata['high']}")
+
+
+def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, last = dotted.split(".")
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise TypeError(f"'{section}' is not a section")
+        values = inner
+    values[last] = value
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror}); give a YAML recipe, see configs/") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{file}: not YAML ({' '.join(str(error).split())})") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: must hold sections data, model, adapter, train, log")
+    return values
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return value

@@ -1,0 +1,91 @@
+"""The cases of one data set as a run sees them: by split, with what was left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vlsm_adapter.data.checks import require_split
+from vlsm_adapter.data.records import load_records
+from vlsm_adapter.errors import DataError
+from vlsm_adapter.types import Record, Skipped
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass
+class Cases:
+    """All cases, and those left out.
+
+    Attributes:
+        all: every usable case, each with a split.
+        skipped: cases left out, with reasons.
+        where: the folder or manifest, for messages.
+    """
+
+    all: list[Record]
+    skipped: list[Skipped] = field(default_factory=list)
+    where: str = ""
+
+    def records(self, split: str) -> list[Record]:
+        """The cases of one split.
+
+        Raises:
+            DataError: there are none.
+        """
+        return require_split(self.all, split, self.where)
+
+    def drop(self, case_id: str, path: Path, reason: str) -> None:
+        """Leave a case out from now on."""
+        self.all = [record for record in self.all if record.case_id != case_id]
+        self.skipped.append(Skipped(case_id, str(path), reason))
+
+
+def load_cases(
+    path: str | Path,
+    *,
+    prompt: str | None = None,
+    split_seed: int = 0,
+    fractions: Sequence[float] = (0.7, 0.1, 0.2),
+    skip_bad: bool = False,
+) -> Cases:
+    """Read a data set: records, splits, header checks.
+
+    Raises:
+        DataError, ConfigError: as ``load_records``.
+    """
+    records, skipped = load_records(path, prompt=prompt, split_seed=split_seed, fractions=fractions, skip_bad=skip_bad)
+    return Cases(all=records, skipped=skipped, where=str(path))
+
+
+def try_all(
+    records: Sequence[Record],
+    load: Callable[[int], object],
+    *,
+    skip_bad: bool,
+    progress: Callable[[int], None] | None = None,
+) -> list[tuple[Record, str]]:
+    """Load every case once; the bad ones with their reasons.
+
+    A header can be sound and the pixels not, so this runs before anything is trained, and fills the cache as it goes.
+
+    Args:
+        records: the cases; ``load(i)`` loads the i-th and raises DataError where it is unusable.
+        skip_bad: collect the bad ones instead of raising.
+        progress: called with the number of cases done.
+
+    Raises:
+        DataError: the first bad case, without ``skip_bad``.
+    """
+    bad: list[tuple[Record, str]] = []
+    for index, record in enumerate(records):
+        try:
+            load(index)
+        except DataError as error:
+            if not skip_bad:
+                raise DataError(f"{error} (--skip-bad leaves such cases out and lists them)") from error
+            bad.append((record, str(error)))
+        if progress is not None:
+            progress(index + 1)
+    return bad

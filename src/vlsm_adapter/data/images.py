@@ -1,0 +1,196 @@
+"""Decoding image and mask files of any mode, bit depth and orientation.
+
+Only raster formats that Pillow decodes by itself are opened. Sizes are checked before pixels are decoded, and
+whatever a damaged file makes the decoder raise becomes one ``DataError`` that names the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vlsm_adapter.data import masks
+from vlsm_adapter.errors import DataError
+from vlsm_adapter.types import Record
+
+# Pillow's own limit against decompression bombs, twice 256 MiB of RGB; we hold to it whatever the process has set.
+MAX_PIXELS = 178_956_970
+# A list, because Pillow also opens formats that start other programs (EPS) or may run long (fonts, videos).
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "DIB", "GIF", "WEBP", "PPM", "JPEG2000", "TGA")
+_LOSSY = frozenset({"JPEG", "MPO", "WEBP", "JPEG2000"})
+_EXIF_ORIENTATION = 0x0112
+
+
+def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+    """An image file as uint8 (H, W, 3) RGB, at its native size, upright.
+
+    EXIF orientation is applied. Transparent parts are laid on black. Of an animation the first frame is taken.
+    Single-channel images with more than 8 bits are windowed linearly from their own smallest to their largest
+    value; where all values fit 8 bits they are kept, and floating point from 0 to 1 is scaled to 0..255.
+
+    Raises:
+        DataError: missing, empty, truncated, not an image, or larger than 178,956,970 pixels.
+    """
+    with _opened(Path(path)) as picture:
+        picture.load()
+        upright = ImageOps.exif_transpose(picture)
+        if upright.mode == "F" or upright.mode.startswith("I"):
+            grey = _to_8_bit(np.asarray(upright))
+            return np.repeat(grey[:, :, None], 3, axis=2)
+        if upright.has_transparency_data:
+            layer = upright.convert("RGBA")
+            ground = Image.new("RGBA", layer.size, (0, 0, 0, 255))
+            upright = Image.alpha_composite(ground, layer)
+        return np.array(upright.convert("RGB"))
+
+
+def read_mask(path: str | os.PathLike[str], mask_value: int | None = None) -> np.ndarray:
+    """A mask file as bool (H, W), at its native size, upright like its image.
+
+    Binary masks are told by their values: 0/255 with or without JPEG halos or smoothed edges (foreground is
+    above 127), 0/1, 16-bit, a palette of two colours, one colour on black, or the alpha channel where that alone
+    varies. A constant file is an empty mask (0, black) or a full one.
+
+    Args:
+        path: the file.
+        mask_value: in a multi-label mask the value (palette index; 0xRRGGBB of a colour mask) of the foreground.
+
+    Raises:
+        DataError: unreadable, a picture instead of a mask, or several labels and no ``mask_value``.
+    """
+    with _opened(Path(path)) as picture:
+        lossy = picture.format in _LOSSY or "jpeg" in str(picture.info.get("compression", ""))
+        picture.load()
+        upright = ImageOps.exif_transpose(picture)
+        return _mask_of(upright, str(path), lossy, mask_value)
+
+
+def read_pair(record: Record) -> tuple[np.ndarray, np.ndarray]:
+    """The image, uint8 (H, W, 3), and the mask, bool (H, W), of one case.
+
+    Raises:
+        DataError: either is unusable, they differ in size, or the case has no mask.
+    """
+    if record.mask is None:
+        raise DataError(f"{record.image}: has no mask: give one, or use the image for prediction only")
+    image, mask = read_image(record.image), read_mask(record.mask, record.mask_value)
+    check_same_size(record, (image.shape[1], image.shape[0]), (mask.shape[1], mask.shape[0]))
+    return image, mask
+
+
+def header_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """(width, height) in pixels as the upright image will have them, from the header alone.
+
+    Raises:
+        DataError: as ``read_image``, as far as the header shows.
+    """
+    with _opened(Path(path)) as picture:
+        width, height = picture.size
+        # Pillow gives the size of a TIFF upright already, and asking a PNG for its EXIF decodes all of it unless the
+        # block stands before the pixels.
+        if picture.format == "TIFF" or (picture.format == "PNG" and "exif" not in picture.info):
+            return width, height
+        turned = picture.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
+        return (height, width) if turned else (width, height)
+
+
+def check_same_size(record: Record, image: tuple[int, int], mask: tuple[int, int]) -> None:
+    """Compare the (width, height) of a case's image and mask.
+
+    Raises:
+        DataError: they differ; the message names both files and sizes.
+    """
+    if image == mask:
+        return
+    turned = " (one of them is turned by its EXIF orientation?)" if image == mask[::-1] else ""
+    raise DataError(
+        f"{record.image} has {image[0]} x {image[1]} pixels but its mask {record.mask} has {mask[0]} x {mask[1]}{turned}: "
+        "a mask must have the size of its image"
+    )
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The open file; every way in which decoding fails, also in the body of the ``with``, becomes a DataError."""
+    try:
+        if not path.is_file():
+            what = "is a folder, not an image" if path.is_dir() else "no such file"
+            raise DataError(f"{path}: {what}: check the path")
+        if path.stat().st_size == 0:
+            raise DataError(f"{path}: is empty (0 bytes): fetch the file again")
+        with warnings.catch_warnings():
+            # Pillow warns from half our limit on, and about oddities in metadata that change no pixel.
+            warnings.simplefilter("ignore")
+            # A stream, not the path: Pillow (12, 13) maps an uncompressed TIFF by its path with rows and columns
+            # swapped when its orientation turns it by a quarter.
+            with path.open("rb") as stream, Image.open(stream, formats=FORMATS) as picture:
+                width, height = picture.size
+                if width * height > MAX_PIXELS:
+                    raise DataError(
+                        f"{path}: {width} x {height} pixels; at most {MAX_PIXELS} are read: make the image smaller"
+                    )
+                if width == 0 or height == 0:
+                    raise DataError(f"{path}: has no pixels ({width} x {height}): fetch the file again")
+                yield picture
+    except DataError:
+        raise
+    except UnidentifiedImageError:
+        raise DataError(
+            f"{path}: not an image that can be read (known: PNG, JPEG, TIFF, BMP, GIF, WebP, PPM, JPEG 2000, TGA): convert it to PNG"
+        ) from None
+    except Image.DecompressionBombError:
+        raise DataError(f"{path}: more than {MAX_PIXELS} pixels: make the image smaller") from None
+    except MemoryError:
+        raise DataError(f"{path}: too large for the memory of this machine: make the image smaller") from None
+    except PermissionError:
+        raise DataError(f"{path}: may not be read: check its permissions") from None
+    except Exception as error:
+        # Decoders raise nearly anything on damaged files (OSError, SyntaxError, struct.error, ...).
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise DataError(f"{path}: cannot be decoded ({reason}): damaged or truncated; fetch the file again") from None
+
+
+def _to_8_bit(values: np.ndarray) -> np.ndarray:
+    """(H, W) numbers to uint8 by the rule of ``read_image``."""
+    values = values.astype(np.float64)
+    finite = np.isfinite(values)
+    if not finite.all():
+        # A stray NaN must not decide the window; it is shown as the darkest value.
+        values = np.where(finite, values, values[finite].min() if finite.any() else 0.0)
+    low, high = float(values.min()), float(values.max())
+    whole = bool((values == np.rint(values)).all())
+    if low >= 0 and high <= 1 and not whole:
+        values = values * 255
+    elif low < 0 or high > 255:
+        values = (values - low) * (255.0 / (high - low)) if high > low else np.zeros_like(values)
+    return np.rint(values).astype(np.uint8)
+
+
+def _mask_of(picture: Image.Image, name: str, lossy: bool, mask_value: int | None) -> np.ndarray:
+    mode = picture.mode
+    if mode == "1":
+        values = np.asarray(picture)
+        return values.copy() if mask_value is None else values == (mask_value != 0)
+    if mode in ("LA", "PA", "RGBA", "La", "RGBa"):
+        layers = np.asarray(picture.convert("RGBA"))
+        alpha, colours = layers[..., 3], layers[..., :3]
+        if mask_value is None and alpha.min() != alpha.max():
+            visible = colours[alpha > 0]
+            if (colours == colours[:1, :1]).all() or (
+                visible.size and (visible == visible[:1]).all() and visible.max() == 0
+            ):
+                return masks.from_alpha(alpha, name)
+            colours = np.rint(colours * (alpha[..., None] / 255.0)).astype(np.uint8)
+        return masks.from_colours(colours, name, lossy=lossy, mask_value=mask_value)
+    if mode == "P":
+        palette = np.array(picture.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+        return masks.from_palette(np.asarray(picture), palette, name, mask_value=mask_value)
+    if mode == "L" or mode == "F" or mode.startswith("I"):
+        return masks.from_values(np.asarray(picture), name, lossy=lossy, mask_value=mask_value)
+    return masks.from_colours(np.asarray(picture.convert("RGB")), name, lossy=lossy, mask_value=mask_value)

@@ -1,0 +1,285 @@
+"""The folder layouts that are read, each as one function from a folder to drafts of cases.
+
+* a manifest: one JSON object a line (JSONL), file names relative to the manifest;
+* the published layout of VLSM-Adapter and MedVLSM: ``images/``, ``masks/``, ``anns/{train,val,test}.json``;
+* a plain folder: ``images/`` and ``masks/`` (or their usual other names) paired by stem, or ``X.png`` beside
+  ``X_mask.png``.
+
+A draft is an entry whose names have been checked; ``records.py`` gives it an id and makes the ``Record``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vlsm_adapter.data.entries import Entry, parse_json, read_text, shown, unsafe_name
+from vlsm_adapter.errors import DataError
+from vlsm_adapter.types import Skipped
+
+log = logging.getLogger("vlsm_adapter.data")
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".ppm", ".pgm"})
+MANIFESTS = ("records.jsonl", "manifest.jsonl")
+SPLITS = ("train", "val", "test")
+IMAGE_FOLDERS = ("images", "image", "imgs", "img")
+MASK_FOLDERS = ("masks", "mask", "labels", "label", "segmentations", "annotations")
+MASK_ENDING = re.compile(r"[_-](mask|masks|segmentation|seg|label|labels|gt)$", re.IGNORECASE)
+_SPLIT_FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+# Where CAMUS-like sets keep the files of a split: the published validation cases come from the training folder.
+_SUBFOLDERS = {"train": ("train",), "val": ("val", "train"), "test": ("test",)}
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A case before it has its id. ``image_name`` and ``mask_name`` are relative and make the id."""
+
+    where: str
+    image: Path
+    image_name: str
+    mask: Path | None = None
+    mask_name: str | None = None
+    split: str | None = None
+    case_id: str | None = None
+    prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    group: str | None = None
+    spacing: tuple[float, float] | None = None
+    mask_value: int | None = None
+
+
+class Collector:
+    """Drafts so far, and the bad entries: raised at once, or set aside when ``skip_bad``."""
+
+    def __init__(self, skip_bad: bool) -> None:
+        self.skip_bad = skip_bad
+        self.drafts: list[Draft] = []
+        self.skipped: list[Skipped] = []
+
+    def add(self, name: str, path: str, make: Callable[[], Draft]) -> None:
+        """Append what ``make`` returns; a DataError is raised, or listed under ``name`` when ``skip_bad``."""
+        try:
+            self.drafts.append(make())
+        except DataError as error:
+            if not self.skip_bad:
+                raise
+            self.skipped.append(Skipped(name, path, str(error)))
+
+
+def read_manifest(path: Path, collector: Collector) -> None:
+    """JSONL: a JSON object a line; empty lines are passed over.
+
+    Keys: ``image`` (required), ``mask``, ``prompts`` or ``text``, ``case_id``, ``split``, ``group``, ``spacing``,
+    ``mask_value``; others are ignored. File names are relative to the manifest's folder.
+    """
+    root = path.parent.resolve()
+    # Not splitlines(): it also breaks at characters that may stand inside a JSON text.
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            collector.add(f"line {number}", str(path), lambda n=number, text=line: _manifest_draft(path, root, n, text))  # type: ignore[misc]
+
+
+def _manifest_draft(path: Path, root: Path, number: int, line: str) -> Draft:
+    where = f"{path}: line {number}"
+    entry = Entry.of(parse_json(line, where), where, root)
+    image = entry.needed_file_name("image")
+    mask = entry.file_name("mask")
+    return Draft(
+        where=where,
+        image=entry.inside("image", root / image),
+        image_name=_without_first(image, IMAGE_FOLDERS),
+        mask=entry.inside("mask", root / mask) if mask else None,
+        mask_name=_without_first(mask, MASK_FOLDERS) if mask else None,
+        split=entry.split(),
+        case_id=entry.case_id(),
+        prompts=entry.prompts(),
+        group=entry.text("group"),
+        spacing=entry.spacing(),
+        mask_value=entry.mask_value(),
+    )
+
+
+def read_published(root: Path, collector: Collector) -> None:
+    """``anns/{train,val,test}.json``, each a list of ``{"img_name", "mask_name", "prompts": {"p0": "", "p1": ...}}``.
+
+    Not every split need be there. ``img_name`` is looked for in ``images/`` and, as CAMUS has it, in
+    ``images/train`` (train and val) or ``images/test``; ``mask_name`` likewise in ``masks/``.
+    """
+    found = [(split, file) for split in SPLITS if (file := root / "anns" / f"{split}.json").is_file()]
+    if not found:
+        raise DataError(f"{root / 'anns'}: holds none of train.json, val.json, test.json: at least one is needed")
+    for split, file in found:
+        entries = parse_json(read_text(file), str(file))
+        if not isinstance(entries, list):
+            raise DataError(f"{file}: must be a list of entries with img_name, mask_name and prompts")
+        for number, value in enumerate(entries):
+            name = value.get("img_name") if isinstance(value, dict) else None
+            name = name if isinstance(name, str) and not unsafe_name(name) else f"{split} entry {number}"
+            collector.add(
+                name,
+                str(file),
+                lambda f=file, s=split, n=number, v=value: _published_draft(root, f, s, n, v),  # type: ignore[misc]
+            )
+
+
+def _published_draft(root: Path, file: Path, split: str, number: int, value: object) -> Draft:
+    where = f"{file}: entry {number}"
+    entry = Entry.of(value, where, root)
+    image = entry.needed_file_name("img_name")
+    mask = entry.file_name("mask_name")
+    image_path, image_name = _find(entry, "img_name", "images", image, split)
+    mask_path, mask_name = _find(entry, "mask_name", "masks", mask, split) if mask else (None, None)
+    return Draft(
+        where=where,
+        image=image_path,
+        image_name=image_name,
+        mask=mask_path,
+        mask_name=mask_name,
+        split=split,
+        prompts=entry.prompts(),
+        group=entry.text("group"),
+        spacing=entry.spacing(),
+        mask_value=entry.mask_value(),
+    )
+
+
+def _find(entry: Entry, key: str, folder: str, name: str, split: str) -> tuple[Path, str]:
+    """The file called ``name`` (absolute) and its name below ``folder``; the plain place if it is nowhere."""
+    names = [name, *(f"{sub}/{name}" for sub in _SUBFOLDERS[split])]
+    for candidate in names:
+        path = entry.inside(key, entry.root / folder / candidate)
+        if _is_file(path):
+            return path, candidate
+    return entry.inside(key, entry.root / folder / name), name
+
+
+def plain_folders(root: Path) -> list[tuple[Path, Path, str | None]]:
+    """(image folder, mask folder, split) below ``root`` and below ``root/{train,val,test}``."""
+    pairs: list[tuple[Path, Path, str | None]] = []
+    for base, split in [(root, None), *((root / name, split) for name, split in _SPLIT_FOLDERS.items())]:
+        images = next((base / name for name in IMAGE_FOLDERS if (base / name).is_dir()), None)
+        masks = next((base / name for name in MASK_FOLDERS if (base / name).is_dir()), None)
+        if images and masks:
+            pairs.append((images, masks, split))
+    return pairs
+
+
+def read_plain(root: Path, prompt: str, collector: Collector) -> None:
+    """Images and masks paired by stem; ``root`` has what ``plain_folders`` or ``has_flat_pairs`` finds.
+
+    The mask of ``x/name.jpg`` is ``x/name.*`` or ``x/name_mask.*`` (``_segmentation``, ``_seg``, ``_label``, ``_gt``).
+    A first sub-folder called train, val or test is the split.
+    """
+    for images, masks, split in plain_folders(root):
+        _pair(root, images, list(image_files(images)), masks, list(image_files(masks)), split, prompt, collector)
+    if not plain_folders(root):
+        files = list(image_files(root, deep=False))
+        masks_here = [path for path in files if MASK_ENDING.search(path.stem)]
+        images_here = [path for path in files if not MASK_ENDING.search(path.stem)]
+        _pair(root, root, images_here, root, masks_here, None, prompt, collector)
+
+
+def has_flat_pairs(root: Path) -> bool:
+    """Whether ``root`` itself holds ``X.png`` beside ``X_mask.png``."""
+    files = list(image_files(root, deep=False))
+    stems = {path.stem for path in files}
+    return any(MASK_ENDING.sub("", path.stem) in stems for path in files if MASK_ENDING.search(path.stem))
+
+
+def _pair(
+    root: Path,
+    image_root: Path,
+    images: list[Path],
+    mask_root: Path,
+    masks: list[Path],
+    split: str | None,
+    prompt: str,
+    collector: Collector,
+) -> None:
+    def key(path: Path, base: Path) -> str:
+        return path.relative_to(base).with_suffix("").as_posix()
+
+    by_stem: dict[str, list[Path]] = {}
+    for mask in masks:
+        stem = key(mask, mask_root)
+        for name in {stem, MASK_ENDING.sub("", stem)}:
+            by_stem.setdefault(name, []).append(mask)
+    used: set[Path] = set()
+
+    def draft(image: Path) -> Draft:
+        name = image.relative_to(image_root).as_posix()
+        candidates = by_stem.get(key(image, image_root), [])
+        if not candidates:
+            raise DataError(
+                f"{image}: has no mask in {mask_root} (looked for the same stem, or stem_mask, stem_segmentation, stem_seg, "
+                "stem_label, stem_gt): add it or move the image away"
+            )
+        if len(candidates) > 1:
+            raise DataError(
+                f"{image}: has several masks, {', '.join(sorted(path.name for path in candidates)[:3])}: keep one"
+            )
+        if problem := unsafe_name(name):
+            raise DataError(f"{image_root}: the file name {shown(name)} {problem}")
+        used.add(candidates[0])
+        entry = Entry({}, str(image), root)
+        first = name.split("/")[0].lower() if "/" in name else ""
+        return Draft(
+            where=str(image),
+            image=entry.inside("image", image),
+            image_name=name if split is None else f"{split}/{name}",
+            mask=entry.inside("mask", candidates[0]),
+            mask_name=candidates[0].relative_to(mask_root).as_posix(),
+            split=split or _SPLIT_FOLDERS.get(first),
+            prompts={"p0": ("",), "p1": (prompt,)},
+        )
+
+    for image in images:
+        collector.add(image.stem, str(image), lambda path=image: draft(path))  # type: ignore[misc]
+    if alone := [mask for mask in masks if mask not in used]:
+        log.warning("%s: %d mask(s) belong to no usable image, the first is %s", mask_root, len(alone), alone[0].name)
+
+
+def image_files(folder: Path, *, deep: bool = True) -> Iterator[Path]:
+    """The image files below ``folder`` by suffix, in natural order; hidden files and linked folders are passed over."""
+    found: list[Path] = []
+    for base, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")] if deep else []
+        found += [
+            Path(base, name)
+            for name in files
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
+        ]
+    yield from sorted(found, key=natural_key)
+
+
+def natural_key(path: Path | str) -> tuple[list[tuple[int, int, str]], str]:
+    """Sorts ``img2`` before ``img10``; ties by the plain text, so that the order is total."""
+    text = str(path)
+    # Only ASCII digits: int() of other scripts' digits works, of superscripts it does not.
+    parts = re.split(r"([0-9]+)", text)
+    return [
+        (1, int(part[:300]), "") if part[:1].isascii() and part[:1].isdigit() else (0, 0, part.lower())
+        for part in parts
+    ], text
+
+
+def _without_first(name: str, folders: Iterable[str]) -> str:
+    first, _, rest = name.partition("/")
+    return rest if rest and first.lower() in folders else name
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False

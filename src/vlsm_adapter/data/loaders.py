@@ -1,0 +1,336 @@
+"""From records to batches, in an order that depends on seed and epoch alone.
+
+The preprocessing belongs to the model: the dataset is given an object with ``resize`` and ``normalize`` and keeps the
+resized bytes between the two in a bounded cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+
+from vlsm_adapter.data.cache import MemoryCache
+from vlsm_adapter.data.images import read_image, read_pair
+from vlsm_adapter.data.prompts import choose_prompt
+from vlsm_adapter.errors import DataError, UserError
+from vlsm_adapter.types import Batch, Record
+
+Tokenize = Callable[[list[str]], tuple[torch.Tensor, torch.Tensor]]
+
+
+class Preprocess(Protocol):
+    """What a model does to an image, in two steps so that the first can be cached."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w) of the model's input in pixels."""
+
+    def resize(self, image: np.ndarray) -> np.ndarray:
+        """uint8 (H, W, 3) to uint8 (h, w, 3)."""
+
+    def normalize(self, image: np.ndarray) -> torch.Tensor:
+        """uint8 (h, w, 3) to float32 (3, h, w)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One case ready for a model.
+
+    Attributes:
+        pixel_values: float32 (3, h, w).
+        mask: float32 (h, w) in {0, 1}, or None for an unlabelled case.
+        case_id: the case.
+        prompt: the text to ask.
+    """
+
+    pixel_values: torch.Tensor
+    mask: torch.Tensor | None
+    case_id: str
+    prompt: str
+
+
+class CaseDataset(Dataset[Sample]):
+    """Cases with their prompts, at the model's size.
+
+    Args:
+        records: the cases.
+        preprocess: the model's, see ``Preprocess``.
+        level: prompt level, or ``"random"`` (see ``prompts.choose_prompt``).
+        seed: seed of the choice of prompts.
+        epoch: None for prompts fixed for ever; a number draws them anew each epoch (``set_epoch``).
+        cache_bytes: bound of the cache of resized images and masks; 0 decodes every time.
+
+    Raises:
+        DataError: on access, when a file is unusable or a case lacks the level.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        preprocess: Preprocess,
+        *,
+        level: str = "p1",
+        seed: int = 0,
+        epoch: int | None = None,
+        cache_bytes: int = 1 << 30,
+    ) -> None:
+        self.records = list(records)
+        self.preprocess = preprocess
+        self.level = level
+        self.seed = seed
+        self.epoch = epoch
+        self.cache = MemoryCache(cache_bytes)
+
+    def set_epoch(self, epoch: int | None) -> None:
+        """Draw the prompts of ``epoch`` from now on; None fixes them."""
+        self.epoch = epoch
+
+    def prompt(self, index: int) -> str:
+        """The text of case ``index`` in this epoch; opens no file."""
+        return choose_prompt(self.records[index], self.level, seed=self.seed, epoch=self.epoch)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        record = self.records[index]
+        prompt = self.prompt(index)
+        image, mask = self._resized(record)
+        return Sample(
+            pixel_values=self.preprocess.normalize(image),
+            mask=None if mask is None else torch.from_numpy(mask.astype(np.float32)),
+            case_id=record.case_id,
+            prompt=prompt,
+        )
+
+    def _resized(self, record: Record) -> tuple[np.ndarray, np.ndarray | None]:
+        kept = self.cache.get(record.case_id)
+        if kept is not None:
+            return kept[0].copy(), kept[1]
+        mask: np.ndarray | None = None
+        if record.mask is None:
+            image = read_image(record.image)
+        else:
+            image, mask = read_pair(record)
+            mask = resize_mask(mask, self.preprocess.size)
+        image = self.preprocess.resize(image)
+        # The cache's own copy is read-only; what is handed out may be changed in place by the model's preprocessing.
+        self.cache.put(record.case_id, image.copy(), mask)
+        return image, mask
+
+
+def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Stretch a mask: a pixel of the result is foreground when at least half of its area is.
+
+    The area is exact, also for ratios that are no whole numbers; taking the nearest pixel instead would lose or
+    thicken thin structures.
+
+    Args:
+        mask: bool (H, W).
+        size: (h, w).
+
+    Returns:
+        bool (h, w).
+    """
+    if mask.shape == size:
+        return mask.copy()
+    area = _area_sums(_area_sums(mask.astype(np.float64), size[0]).T, size[1]).T
+    share = area * (size[0] * size[1] / (mask.shape[0] * mask.shape[1]))
+    return share >= 0.5 - 1e-9
+
+
+def _area_sums(values: np.ndarray, count: int) -> np.ndarray:
+    """Sums of (N, M) over ``count`` equal stretches of the first axis, parts of rows counted in part."""
+    length = values.shape[0]
+    running = np.zeros((length + 1, values.shape[1]))
+    np.cumsum(values, axis=0, out=running[1:])
+    cuts = np.arange(count + 1) * (length / count)
+    whole = np.minimum(cuts.astype(np.int64), length - 1)
+    at_cuts = running[whole] + (cuts - whole)[:, None] * values[whole]
+    return np.diff(at_cuts, axis=0)
+
+
+def collate(samples: Sequence[Sample], tokenize: Tokenize) -> Batch:
+    """One batch, each sample with its own image and prompt (P = B).
+
+    Args:
+        samples: at least one, all with masks or all without.
+        tokenize: texts to ``input_ids`` and ``attention_mask``, int64 (P, L) both.
+
+    Raises:
+        DataError: some samples have masks and others none.
+    """
+    prompts = [sample.prompt for sample in samples]
+    input_ids, attention_mask = tokenize(prompts)
+    masks = [sample.mask for sample in samples if sample.mask is not None]
+    if masks and len(masks) < len(samples):
+        alone = next(sample.case_id for sample in samples if sample.mask is None)
+        raise DataError(
+            f"case {alone}: has no mask while others of its batch have: keep labelled and unlabelled cases apart"
+        )
+    return Batch(
+        pixel_values=torch.stack([sample.pixel_values for sample in samples]),
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        image_index=torch.arange(len(samples)),
+        masks=torch.stack(masks) if masks else None,
+        case_ids=tuple(sample.case_id for sample in samples),
+        prompts=tuple(prompts),
+    )
+
+
+class EpochBatches(Sampler[list[int]]):
+    """Batches of indices of one epoch, from ``start_batch`` on.
+
+    The order is a function of ``seed`` and ``epoch`` alone: nothing is drawn from a global generator, so there is no
+    state to save, and an epoch resumed at batch k goes on with the batches it would have had.
+
+    Args:
+        count: number of cases.
+        batch_size: cases in a batch.
+        shuffle: False keeps the order of the cases.
+        seed, epoch: choose the permutation.
+        drop_last: leave out a last batch that is not full.
+        start_batch: batches of the epoch already done.
+
+    Raises:
+        DataError: ``batch_size`` is below one, or ``start_batch`` is negative or beyond the end.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        epoch: int,
+        drop_last: bool = False,
+        start_batch: int = 0,
+    ) -> None:
+        if batch_size < 1:
+            raise DataError(f"batch size {batch_size}: must be at least 1")
+        order = epoch_order(count, seed, epoch) if shuffle else list(range(count))
+        batches = [order[start : start + batch_size] for start in range(0, count, batch_size)]
+        if drop_last and batches and len(batches[-1]) < batch_size:
+            batches.pop()
+        if not 0 <= start_batch <= len(batches):
+            raise DataError(f"start batch {start_batch}: the epoch has batches 0 to {len(batches)}")
+        self._batches = batches[start_batch:]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
+    """The permutation of ``range(count)`` that belongs to ``seed`` and ``epoch``."""
+    return torch.randperm(count, generator=_generator("order", seed, epoch)).tolist()
+
+
+class CaseLoader(DataLoader[Any]):
+    """A ``DataLoader`` that raises the user's errors of worker processes as they are: one line, no traceback."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+def make_loader(
+    dataset: CaseDataset,
+    tokenize: Tokenize,
+    *,
+    batch_size: int,
+    shuffle: bool,
+    seed: int,
+    epoch: int = 0,
+    num_workers: int = 0,
+    drop_last: bool = False,
+    start_batch: int = 0,
+    pin_memory: bool = False,
+) -> CaseLoader:
+    """The batches of one epoch.
+
+    The prompts are those of ``dataset.epoch``: call ``dataset.set_epoch(epoch)`` first where they are drawn anew each
+    epoch. Iterating leaves torch's global generator as it was, so a resumed run draws the same numbers.
+
+    Args:
+        dataset: the cases.
+        tokenize: texts to ``(input_ids, attention_mask)``; must be picklable where processes are spawned.
+        batch_size, shuffle, drop_last: as usual.
+        seed, epoch: determine the order, see ``EpochBatches``.
+        num_workers: loader processes; 0 loads here and keeps the cache from epoch to epoch. The workers of one
+            loader share the dataset's ``cache_bytes`` evenly and start with what is cached here.
+        start_batch: batches of the epoch already done; iteration goes on after them.
+        pin_memory: as in torch.
+
+    Raises:
+        DataError: no case in the dataset, or ``batch_size`` or ``start_batch`` out of range.
+    """
+    if len(dataset) == 0:
+        raise DataError("no case to load: the split is empty")
+    batches = EpochBatches(
+        len(dataset),
+        batch_size,
+        shuffle=shuffle,
+        seed=seed,
+        epoch=epoch,
+        drop_last=drop_last,
+        start_batch=start_batch,
+    )
+    return CaseLoader(
+        _Guarded(dataset) if num_workers else dataset,
+        batch_sampler=batches,
+        collate_fn=partial(_collate_or_error, tokenize=tokenize),
+        num_workers=num_workers,
+        worker_init_fn=_share_cache if num_workers else None,
+        # A generator of its own: DataLoader draws the workers' base seed from the global one otherwise.
+        generator=_generator("loader", seed, epoch),
+        pin_memory=pin_memory,
+    )
+
+
+class _Guarded(Dataset[Any]):
+    """Hands a user's error on as a value: torch would wrap it into a traceback on its way out of a worker."""
+
+    def __init__(self, dataset: CaseDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample | UserError:
+        try:
+            return self.dataset[index]
+        except UserError as error:
+            return error
+
+
+def _collate_or_error(samples: Sequence[Sample | UserError], tokenize: Tokenize) -> Batch | UserError:
+    for sample in samples:
+        if isinstance(sample, UserError):
+            return sample
+    return collate(samples, tokenize)  # type: ignore[arg-type]
+
+
+def _share_cache(_worker: int) -> None:
+    info = get_worker_info()
+    if info is not None and isinstance(info.dataset, _Guarded):
+        cache = info.dataset.dataset.cache
+        cache.resize(cache.max_bytes // info.num_workers)
+
+
+def _generator(purpose: str, seed: int, epoch: int) -> torch.Generator:
+    digest = hashlib.blake2b(f"{purpose}\0{seed}\0{epoch}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)

@@ -1,0 +1,291 @@
+"""From a folder or a manifest to records: what layouts are recognised, what id each case gets.
+
+``load_records`` is the entry point of training and evaluation, ``list_images`` that of prediction.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from vlsm_adapter.data.checks import check_records
+from vlsm_adapter.data.entries import id_part, real_folder, shown
+from vlsm_adapter.data.layouts import (
+    IMAGE_FOLDERS,
+    IMAGE_SUFFIXES,
+    MANIFESTS,
+    MASK_FOLDERS,
+    Collector,
+    Draft,
+    has_flat_pairs,
+    image_files,
+    natural_key,
+    plain_folders,
+    read_manifest,
+    read_plain,
+    read_published,
+)
+from vlsm_adapter.data.splits import complete_splits
+from vlsm_adapter.errors import DataError
+from vlsm_adapter.files import write_text
+from vlsm_adapter.types import Record, Skipped
+
+log = logging.getLogger("vlsm_adapter.data")
+
+
+def load_records(
+    path: str | os.PathLike[str],
+    *,
+    prompt: str | None = None,
+    split_seed: int = 0,
+    fractions: Sequence[float] = (0.7, 0.1, 0.2),
+    skip_bad: bool = False,
+    checks: bool = True,
+    labelled: bool = True,
+) -> tuple[list[Record], list[Skipped]]:
+    """The cases of a data set, every one with a split.
+
+    Recognised, in this order: a JSONL manifest (the file, or a folder with ``records.jsonl`` or
+    ``manifest.jsonl``); the published layout (``images/ masks/ anns/*.json``); a plain folder of images and
+    masks paired by stem, which needs ``prompt``. See ``docs/data.md``.
+
+    Args:
+        path: the folder or manifest file.
+        prompt: what the masks show. A plain folder needs it; elsewhere it takes the place of the data's own
+            prompts in every case.
+        split_seed: seed of the splits that the data does not say.
+        fractions: parts of train, val and test where the data says no split.
+        skip_bad: leave bad cases out and return them in the second list, instead of raising.
+        checks: read every header and compare sizes (``checks.check_records``), about 0.1 ms a file.
+        labelled: a case without a mask is a bad case.
+
+    Returns:
+        The records in the order of the data, and the cases left out. A case listed twice in one split stands
+        in the second list whatever ``skip_bad`` says.
+
+    Raises:
+        DataError: unknown layout, bad manifest, or (without ``skip_bad``) a bad case; one line each.
+        ConfigError: ``fractions`` are not three parts of one.
+    """
+    root = real_folder(path)
+    if prompt is not None and not prompt.strip():
+        raise DataError('the prompt is empty: say what the masks show, e.g. --prompt "polyp"')
+    collector = Collector(skip_bad)
+    read_layout(root, prompt, collector)
+    if not collector.drafts:
+        reason = (
+            f" ({len(collector.skipped)} bad, the first: {collector.skipped[0].reason})" if collector.skipped else ""
+        )
+        raise DataError(f"{root}: holds no usable case{reason}")
+    name = root.parent.name if root.is_file() else root.name
+    records, doubles = finish(collector.drafts, dataset=name, prompt=prompt)
+    # Splits come before checks, so that a bad case does not move the others.
+    records = complete_splits(records, fractions=fractions, seed=split_seed, where=str(root))
+    good, bad = records, list[Skipped]()
+    if checks or labelled:
+        good, bad = check_records(records, skip_bad=skip_bad, labelled=labelled, headers=checks)
+    if not good:
+        raise DataError(f"{root}: no usable case is left of {len(records)}, the first: {bad[0].reason}")
+    return good, [*collector.skipped, *doubles, *bad]
+
+
+def read_layout(root: Path, prompt: str | None, collector: Collector) -> None:
+    """Recognise the layout of ``root`` and fill ``collector`` with its drafts."""
+    if root.is_file():
+        if root.suffix.lower() != ".jsonl":
+            raise DataError(f"{root}: a manifest is a .jsonl file (one JSON object a line); or give a folder")
+        return read_manifest(root, collector)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder: check the path")
+    for name in MANIFESTS:
+        if (root / name).is_file():
+            return read_manifest(root / name, collector)
+    if (root / "anns").is_dir():
+        return read_published(root, collector)
+    if plain_folders(root) or has_flat_pairs(root):
+        if prompt is None:
+            raise DataError(
+                f'{root}: a plain folder of images and masks does not say what they show: pass --prompt "polyp"'
+            )
+        return read_plain(root, prompt.strip(), collector)
+    raise DataError(
+        f"{root}: no known layout; looked for {' or '.join(MANIFESTS)}, for anns/train.json (val, test) with images/ and "
+        f"masks/, for a folder {'/'.join(IMAGE_FOLDERS)} beside one of {'/'.join(MASK_FOLDERS[:4])}, and for X.png with X_mask.png"
+    )
+
+
+def finish(drafts: Sequence[Draft], *, dataset: str, prompt: str | None) -> tuple[list[Record], list[Skipped]]:
+    """Records with unique ids, and the cases listed twice in one split.
+
+    The id is the image's name without its ending (``sub/x.png`` is ``sub__x``); where several masks share an image,
+    the mask's name is part of it; where several images share a stem, the ending; where one case stands in several
+    splits, as in some published lists, the split (and a warning is logged: such a case leaks). Images with
+    several masks form a group unless the data names one.
+
+    Raises:
+        DataError: a case without a prompt, or a ``case_id`` given twice.
+    """
+    masks_of: dict[Path, set[Path | None]] = {}
+    images_of: dict[str, set[Path]] = {}
+    for draft in drafts:
+        masks_of.setdefault(draft.image, set()).add(draft.mask)
+        images_of.setdefault(_stem_id(draft.image_name), set()).add(draft.image)
+
+    records: list[Record] = []
+    doubles: list[Skipped] = []
+    taken: dict[str, Draft] = {}
+    pairs: dict[tuple[Path, Path | None], Draft] = {}
+    in_two_splits: list[str] = []
+    for draft in drafts:
+        prompts = {"p0": ("",), "p1": (prompt.strip(),)} if prompt is not None else draft.prompts
+        if not any(level != "p0" for level in prompts):
+            raise DataError(
+                f'{draft.where}: says no prompt: add "prompts": {{"p1": ...}} (or "text"), or pass --prompt "polyp"'
+            )
+        case_id = draft.case_id
+        if case_id is None:
+            case_id = _derived_id(
+                draft, shared=len(masks_of[draft.image]) > 1, ambiguous=len(images_of[_stem_id(draft.image_name)]) > 1
+            )
+            first = pairs.setdefault((draft.image, draft.mask), draft)
+            if first is not draft and case_id in taken:
+                if first.split == draft.split and first.prompts == draft.prompts:
+                    doubles.append(
+                        Skipped(case_id, str(draft.image), f"{draft.where}: the same case as {first.where}; used once")
+                    )
+                    continue
+                if first.split != draft.split:
+                    in_two_splits.append(case_id)
+                    case_id = f"{case_id}__{draft.split}"
+                if case_id in taken:
+                    case_id = f"{case_id}__{hashlib.blake2b(repr(sorted(prompts.items())).encode(), digest_size=3).hexdigest()}"
+        if case_id in taken:
+            raise DataError(
+                f"{draft.where}: the case id {shown(case_id)} is already that of {taken[case_id].where}: give each case its own"
+            )
+        taken[case_id] = draft
+        shares_image = len(masks_of[draft.image]) > 1
+        records.append(
+            Record(
+                case_id=case_id,
+                image=draft.image,
+                mask=draft.mask,
+                prompts=prompts,
+                split=draft.split,
+                group=draft.group or (f"image:{_stem_id(draft.image_name)}" if shares_image else None),
+                spacing=draft.spacing,
+                mask_value=draft.mask_value,
+                dataset=dataset,
+            )
+        )
+    if doubles:
+        log.warning(
+            "%s: %d case(s) are listed twice in one split and used once, the first is %s",
+            dataset,
+            len(doubles),
+            doubles[0].case_id,
+        )
+    if in_two_splits:
+        log.warning(
+            "%s: %d case(s) stand in more than one split, so that scores flatter; the first is %s",
+            dataset,
+            len(in_two_splits),
+            in_two_splits[0],
+        )
+    return records, doubles
+
+
+def _derived_id(draft: Draft, *, shared: bool, ambiguous: bool) -> str:
+    name = id_part(draft.image_name) if ambiguous else _stem_id(draft.image_name)
+    if shared and draft.mask_name is not None:
+        mask = _stem_id(draft.mask_name)
+        name = mask if mask.startswith(name) else f"{name}__{mask}"
+    if len(name.encode()) > 200:  # file systems stop at 255 bytes, and endings are added
+        name = (
+            f"{name.encode()[:180].decode(errors='ignore')}_{hashlib.blake2b(name.encode(), digest_size=6).hexdigest()}"
+        )
+    return name
+
+
+def _stem_id(name: str) -> str:
+    ending = PurePosixPath(name).suffix
+    return id_part(name[: -len(ending)] if ending.lower() in IMAGE_SUFFIXES else name)
+
+
+def list_images(path_or_glob: str | os.PathLike[str]) -> list[Path]:
+    """The image files that a file, a folder (with its sub-folders) or a glob pattern names, in natural order.
+
+    Raises:
+        DataError: nothing there, or no file with the ending of an image; the message lists the endings.
+    """
+    text = os.fspath(path_or_glob)
+    if "\0" in text:
+        raise DataError(f"{shown(text)}: holds a NUL character: check the path")
+    path = Path(text).expanduser()
+    endings = ", ".join(sorted(IMAGE_SUFFIXES))
+    try:
+        if path.is_file():
+            return [path]
+        if path.is_dir():
+            found = list(image_files(path))
+            if not found:
+                raise DataError(f"{path}: holds no image; files with these endings are read: {endings}")
+            return found
+        matches = [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207 (absolute patterns)
+    except OSError as error:
+        raise DataError(f"{shown(text, 200)}: cannot be read ({error.strerror or error}): check the path") from None
+    if not matches:
+        pattern = any(char in text for char in "*?[")
+        raise DataError(f"{text}: {'matches no file' if pattern else 'no such file or folder'}: check the path")
+    found = sorted((one for one in matches if one.is_file() and one.suffix.lower() in IMAGE_SUFFIXES), key=natural_key)
+    if not found:
+        raise DataError(f"{text}: matches no image; files with these endings are read: {endings}")
+    return found
+
+
+def write_manifest(records: Iterable[Record], path: str | os.PathLike[str]) -> None:
+    """Write ``records`` as a JSONL manifest that ``load_records`` reads back equal, atomically.
+
+    File names are written relative to the manifest, so the folder can be moved as a whole.
+
+    Raises:
+        DataError: a file lies outside the manifest's folder, or a case id stands twice.
+        UserError: the file cannot be written.
+    """
+    target = Path(path)
+    root = real_folder(target.parent)
+    lines: list[str] = []
+    records = list(records)
+    twice = [case_id for case_id, count in Counter(record.case_id for record in records).items() if count > 1]
+    if twice:
+        raise DataError(f"{target}: the case id {shown(twice[0])} stands twice: give each case its own")
+    for record in records:
+        row: dict[str, Any] = {"case_id": record.case_id, "image": _relative(record.image, root, target)}
+        if record.mask is not None:
+            row["mask"] = _relative(record.mask, root, target)
+        row["prompts"] = {
+            level: list(texts) if len(texts) != 1 else texts[0] for level, texts in record.prompts.items()
+        }
+        optional = {
+            "split": record.split,
+            "group": record.group,
+            "spacing": record.spacing,
+            "mask_value": record.mask_value,
+        }
+        row.update({key: value for key, value in optional.items() if value is not None})
+        lines.append(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(target, "".join(lines))
+
+
+def _relative(file: Path, root: Path, manifest: Path) -> str:
+    resolved = real_folder(file)
+    if not resolved.is_relative_to(root):
+        raise DataError(f"{file}: lies outside {root}: write {manifest.name} into the data's own folder")
+    return resolved.relative_to(root).as_posix()

@@ -1,0 +1,139 @@
+"""Dividing cases into train, val and test by a seed, whole groups at a time.
+
+Every group (a patient, a video; a case without a group is its own) has a place in [0, 1) given by a hash of the
+seed and its name. Groups in the order of their places are cut at the fractions. So the split depends neither on
+the order of the cases nor on the machine; and when cases are added or removed, only cases near a cut move.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from vlsm_adapter.errors import ConfigError, DataError
+from vlsm_adapter.types import Record
+
+log = logging.getLogger("vlsm_adapter.data")
+
+SPLITS = ("train", "val", "test")
+
+
+def assign_splits(
+    records: Sequence[Record], fractions: Sequence[float] = (0.7, 0.1, 0.2), seed: int = 0
+) -> list[Record]:
+    """``records`` in their order, each with a split.
+
+    The proportions are met to within half the size of the groups at the cuts; every split with a fraction above
+    zero gets a group as long as there are enough (train first, then val, then test).
+
+    Args:
+        records: cases; their own ``split`` is overwritten.
+        fractions: parts of train, val and test; none negative, together 1.
+        seed: another seed, another split.
+
+    Raises:
+        ConfigError: ``fractions`` are not three parts of one.
+    """
+    parts = check_fractions(fractions)
+    split_of = _cut(Counter(unit_of(record) for record in records), parts, seed)
+    return [replace(record, split=SPLITS[split_of[unit_of(record)]]) for record in records]
+
+
+def complete_splits(
+    records: Sequence[Record], *, fractions: Sequence[float] = (0.7, 0.1, 0.2), seed: int = 0, where: str = "the data"
+) -> list[Record]:
+    """Give a split to data that says none, and take a validation part out of train where only that is missing.
+
+    With no split at all: ``assign_splits``. With train but no val: whole groups of train become val, as large a
+    part of train as ``fractions`` gives val beside train; the hash of the seed picks them, and a line is logged.
+
+    Raises:
+        DataError: some cases have a split and others none.
+        ConfigError: ``fractions`` are not three parts of one.
+    """
+    parts = check_fractions(fractions)
+    splits = {record.split for record in records}
+    if splits <= {None}:
+        return assign_splits(records, parts, seed)
+    if None in splits:
+        first = next(record for record in records if record.split is None)
+        count = sum(record.split is None for record in records)
+        raise DataError(
+            f"{where}: {count} of {len(records)} cases have no split, the first is {first.case_id}: give one to all or to none"
+        )
+    if "val" in splits or "train" not in splits or parts[1] == 0:
+        return list(records)
+    units = Counter(unit_of(record) for record in records if record.split == "train")
+    if len(units) < 2:
+        return list(records)
+    share = parts[1] / (parts[0] + parts[1])
+    chosen = _cut(units, (1 - share, share, 0.0), seed)
+    made = [
+        replace(record, split="val") if record.split == "train" and chosen[unit_of(record)] == 1 else record
+        for record in records
+    ]
+    count = sum(record.split == "val" for record in made)
+    log.warning(
+        "%s: has no val split; %d of %d train cases (split seed %d) are used for it",
+        where,
+        count,
+        sum(units.values()),
+        seed,
+    )
+    return made
+
+
+def check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
+    """``fractions`` as three floats.
+
+    Raises:
+        ConfigError: not three numbers, one negative, or together not 1.
+    """
+    values = tuple(float(part) for part in fractions)
+    if len(values) != 3 or not all(math.isfinite(part) and part >= 0 for part in values) or abs(sum(values) - 1) > 1e-6:
+        raise ConfigError(
+            f"split fractions {list(fractions)}: give the parts of train, val and test, together 1, e.g. 0.7 0.1 0.2"
+        )
+    return values[0], values[1], values[2]
+
+
+def unit_of(record: Record) -> str:
+    """The name of what must stay together: the group, or the case itself."""
+    return f"group:{record.group}" if record.group is not None else f"case:{record.case_id}"
+
+
+def place(name: str, seed: int) -> float:
+    """A number in [0, 1) that depends on nothing but ``name`` and ``seed`` (BLAKE2b)."""
+    digest = hashlib.blake2b(f"{seed}\0{name}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def _cut(sizes: Counter[str], parts: tuple[float, float, float], seed: int) -> dict[str, int]:
+    """Unit to 0, 1 or 2: units by place, each in the part that holds the middle of its run of cases."""
+    order = sorted(sizes, key=lambda unit: (place(unit, seed), unit))
+    total = sum(sizes.values())
+    # Parts of size zero are left out here, so that rounding cannot put a unit into one of them.
+    wanted = [index for index in range(3) if parts[index] > 0]
+    ends = [sum(parts[: index + 1]) * total for index in wanted]
+    of: dict[str, int] = {}
+    done = 0
+    for unit in order:
+        middle = done + sizes[unit] / 2
+        of[unit] = next((index for index, end in zip(wanted, ends, strict=True) if middle < end), wanted[-1])
+        done += sizes[unit]
+    for index in wanted:
+        if index not in of.values():
+            held = Counter(of.values())
+            givers = [unit for unit in order if held[of[unit]] > 1]
+            if givers:
+                # Whole groups are kept, so the smallest group of the fullest part moves: it changes the proportions least.
+                fullest = max({of[unit] for unit in givers}, key=lambda part: (held[part], -part))
+                smallest = min(
+                    (unit for unit in givers if of[unit] == fullest), key=lambda unit: (sizes[unit], -place(unit, seed))
+                )
+                of[smallest] = index
+    return of

@@ -1,0 +1,151 @@
+"""What prediction and evaluation share: the answer of a model at the native size of an image.
+
+Logits, not masks, are brought to native size, and only then compared with the threshold; a mask enlarged after the
+threshold has steps as large as the network's pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional as F
+
+from vlsm_adapter.adapters import tuner
+from vlsm_adapter.errors import UserError
+
+if TYPE_CHECKING:
+    from vlsm_adapter.models.base import ImageFeatures, PromptSegmenter, TextFeatures
+
+# Prompts decoded at a time: bounds memory when thousands are asked of one image.
+_CHUNK = 32
+
+
+def resize_logits(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Bring logits to another size, bilinearly, pixel centres aligned by area (``align_corners=False``).
+
+    Where the size shrinks, the filter widens (antialias), so that no pixel of the network goes unread.
+
+    Args:
+        logits: (P, h, w), any floating-point type.
+        size: (H, W).
+
+    Returns:
+        float32 (P, H, W).
+    """
+    logits = logits.float()
+    if logits.shape[-2:] == tuple(size):
+        return logits
+    shrinks = size[0] < logits.shape[-2] or size[1] < logits.shape[-1]
+    return F.interpolate(logits[:, None], size=tuple(size), mode="bilinear", align_corners=False, antialias=shrinks)[
+        :, 0
+    ]
+
+
+@contextmanager
+def inferring(model: PromptSegmenter) -> Iterator[None]:
+    """Without gradients and in evaluation mode; modules that were in training mode are put back into it."""
+    training = [module for module in model.modules() if module.training]
+    if training:
+        model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+class TextCache:
+    """Features of prompts, each text encoded once.
+
+    Valid for the weights in use when it was filled: see :func:`weights_in_use`.
+    """
+
+    def __init__(self, model: PromptSegmenter) -> None:
+        self._model = model
+        self._conditions: dict[str, torch.Tensor] = {}
+
+    def __call__(self, prompts: Sequence[str]) -> TextFeatures:
+        """Features of P prompts, in their order. Call within :func:`inferring`.
+
+        Raises:
+            ModelError: the model has no tokenizer.
+        """
+        from vlsm_adapter.models.base import TextFeatures
+
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._conditions]
+        device = self._model.device
+        for start in range(0, len(new), _CHUNK):
+            chunk = new[start : start + _CHUNK]
+            ids, mask = self._model.tokenize(chunk)
+            features = self._model.encode_text(ids.to(device), mask.to(device))
+            self._conditions.update(zip(chunk, features.condition, strict=True))
+        return TextFeatures(torch.stack([self._conditions[prompt] for prompt in prompts]))
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._conditions.clear()
+
+
+def decode(model: PromptSegmenter, image: ImageFeatures, text: TextFeatures, image_index: Sequence[int]) -> torch.Tensor:
+    """Logits float32 (P, h, w) at the network's resolution of P prompts, prompt i on image ``image_index[i]``."""
+    from vlsm_adapter.models.base import TextFeatures
+
+    index = torch.as_tensor(list(image_index), dtype=torch.long, device=text.condition.device)
+    parts = [
+        model.decode(image, TextFeatures(text.condition[start : start + _CHUNK]), index[start : start + _CHUNK]).float()
+        for start in range(0, len(index), _CHUNK)
+    ]
+    return torch.cat(parts)
+
+
+def weights_in_use(model: PromptSegmenter) -> int:
+    """A number that changes when the model would answer differently: other adapter, adapters off, weights changed."""
+    adapters = tuple((tuple(layer.active_adapters), bool(layer.disable_adapters)) for layer in tuner.layers(model))
+    # torch counts the in-place changes of every tensor.
+    versions = tuple(
+        (id(tensor), 0 if tensor.is_inference() else tensor._version)
+        for tensor in (*model.parameters(), *model.buffers())
+    )
+    return hash((adapters, versions))
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name; by default the GPU where there is one.
+
+    Raises:
+        UserError: no such device on this machine.
+    """
+    if device is None or device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"device '{device}' is unknown: allowed: auto, cpu, cuda, cuda:0, cuda:1, ..., mps") from None
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (chosen.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there.get(chosen.type, False):
+        raise UserError(f"device '{device}' is not on this machine: use --device cpu, or auto")
+    return chosen
+
+
+def check_threshold(threshold: float) -> float:
+    """``threshold`` as a float.
+
+    Raises:
+        UserError: not a number from 0 to 1.
+    """
+    try:
+        value = float(threshold)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise UserError(f"threshold {threshold!r}: must be a probability, a number from 0 to 1")
+    return value

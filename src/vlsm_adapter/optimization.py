@@ -1,0 +1,88 @@
+"""Optimizer, schedules, precision, and the check that everything trainable gets a gradient."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from vlsm_adapter.checkpoint import Progress
+from vlsm_adapter.config import TrainConfig
+from vlsm_adapter.errors import TrainingError
+from vlsm_adapter.models.base import PromptSegmenter
+
+PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.3, 5  # of the paper
+
+
+def make_optimizer(model: PromptSegmenter, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW on what trains; weights decay, biases, norms and scalars do not.
+
+    Raises:
+        TrainingError: nothing requires a gradient.
+    """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trainable:
+        raise TrainingError("no trainable parameter: attach an adapter, or choose a method that trains something")
+    decayed = [parameter for parameter in trainable if parameter.ndim >= 2]
+    plain = [parameter for parameter in trainable if parameter.ndim < 2]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr)
+
+
+def choose_precision(name: str) -> str:
+    """Fabric's name of the arithmetic; ``auto`` is 16-bit where the hardware multiplies it fast, else 32-bit."""
+    if name != "auto":
+        if name == "16-mixed" and not torch.cuda.is_available():
+            raise TrainingError("train.precision=16-mixed needs a GPU; use bf16-mixed or 32-true on this machine")
+        return name
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+    return "bf16-mixed" if _cpu_has_bf16() else "32-true"
+
+
+def _cpu_has_bf16() -> bool:
+    for check in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        if getattr(torch.cpu, check, lambda: False)():
+            return True
+    return False
+
+
+def learning_rate(config: TrainConfig, update: int, updates: int) -> float:
+    """Learning rate of update number ``update`` (from 0) of ``updates``; the plateau factor comes on top."""
+    if config.schedule != "cosine":
+        return config.lr
+    warmup = max(1, round(config.warmup * updates)) if config.warmup else 0
+    if update < warmup:
+        return config.lr * (update + 1) / warmup
+    part = (update - warmup) / max(1, updates - warmup)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, part)))
+
+
+def check_gradients(model: torch.nn.Module) -> None:
+    """After the first backward pass: every trainable tensor has a gradient.
+
+    Raises:
+        TrainingError: some have none, and would never learn.
+    """
+    without = [
+        name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None
+    ]
+    if without:
+        raise TrainingError(
+            f"{len(without)} trainable tensors get no gradient, the first is '{without[0]}': "
+            "the method trains something that the output does not depend on"
+        )
+
+
+def step_plateau(progress: Progress, loss: float) -> None:
+    """Lower the learning rate after epochs without a lower validation loss (relative gain of 1e-4, as in torch)."""
+    state = progress.plateau
+    if loss < state.get("best", math.inf) * (1 - 1e-4):
+        state["best"], state["bad"] = loss, 0
+    else:
+        state["bad"] = state.get("bad", 0) + 1
+    if state["bad"] > PLATEAU_PATIENCE:
+        state["factor"], state["bad"] = state.get("factor", 1.0) * PLATEAU_FACTOR, 0

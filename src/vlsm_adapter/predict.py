@@ -1,0 +1,272 @@
+"""Masks from images and words: encode an image once, ask it any number of prompts.
+
+::
+
+    predictor = Predictor.load("runs/polyp")        # a run, or an adapter folder
+    predictor.set_image("frame.png")
+    polyp, instrument = predictor.predict(["polyp", "instrument"])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from vlsm_adapter.adapters.folder import CONFIG_NAME, load_adapter, read_manifest
+from vlsm_adapter.data.images import read_image
+from vlsm_adapter.errors import AdapterError, UserError
+from vlsm_adapter.inference import TextCache, check_threshold, choose_device, decode, inferring, resize_logits
+from vlsm_adapter.inference import weights_in_use as _weights_in_use
+from vlsm_adapter.models import load_model
+from vlsm_adapter.predict_files import PredictReport, predict_files
+from vlsm_adapter.run_folder import RunFolder
+from vlsm_adapter.types import Prediction
+
+if TYPE_CHECKING:
+    from vlsm_adapter.models.base import ImageFeatures, PromptSegmenter
+
+__all__ = ["PredictReport", "Predictor", "adapter_folder", "predict_files"]
+
+DEFAULT_THRESHOLD = 0.5
+
+
+class Predictor:
+    """A model that holds one image and answers prompts about it.
+
+    The image is encoded once, each text once; only the decoder runs per prompt. When the model's adapter is switched,
+    disabled or trained further in between, both are encoded anew.
+
+    Args:
+        model: with or without an adapter, on any device. Its training mode is left as it is.
+        threshold: probability above which a pixel is foreground.
+
+    Raises:
+        UserError: the threshold is not from 0 to 1.
+    """
+
+    def __init__(self, model: PromptSegmenter, threshold: float = DEFAULT_THRESHOLD) -> None:
+        self.model = model
+        self.threshold = check_threshold(threshold)
+        self._texts = TextCache(model)
+        self._pixels: torch.Tensor | None = None  # (1, 3, h, w), kept for when the adapter changes
+        self._features: ImageFeatures | None = None
+        self._size = (0, 0)
+        self._weights: int | None = None
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        base: str | Path | None = None,
+        device: str | torch.device | None = None,
+        threshold: float | None = None,
+    ) -> Predictor:
+        """Load an adapter onto its base model.
+
+        Args:
+            path: an adapter folder, or a run folder (its best adapter).
+            base: where the base model is now, if not where the adapter says.
+            device: by default the GPU where there is one.
+            threshold: by default the one the adapter was saved with.
+
+        Raises:
+            AdapterError: no adapter there, a damaged one, or one for another base.
+            ModelError: the base cannot be loaded.
+            UserError: threshold or device cannot be used.
+        """
+        folder = adapter_folder(path)
+        chosen = choose_device(device)
+        if threshold is None:
+            threshold = read_manifest(folder).info.threshold
+        threshold = check_threshold(threshold)
+        return cls(load_adapter(folder, base=base).to(chosen), threshold)
+
+    @classmethod
+    def zero_shot(
+        cls, model: str | Path, *, device: str | torch.device | None = None, threshold: float = DEFAULT_THRESHOLD
+    ) -> Predictor:
+        """A base model as it is, without an adapter.
+
+        Args:
+            model: ``"tiny"``, a folder, or a hub id.
+            device: by default the GPU where there is one.
+            threshold: probability above which a pixel is foreground.
+
+        Raises:
+            ModelError: the model cannot be loaded.
+            UserError: threshold or device cannot be used.
+        """
+        chosen = choose_device(device)
+        threshold = check_threshold(threshold)
+        return cls(load_model(model).to(chosen), threshold)
+
+    def set_image(self, image: np.ndarray | Image.Image | str | Path) -> None:
+        """Encode an image; prompts are about it from now on.
+
+        Args:
+            image: uint8 (H, W, 3) RGB or (H, W) grey, a Pillow image, or a file. EXIF orientation is applied: masks are
+                those of the upright image.
+
+        Raises:
+            DataError: the file cannot be read; the image set before stays.
+            UserError: an array or Pillow image of another kind.
+        """
+        pixels = _as_rgb(image)
+        prepared = self.model.preprocess([pixels])
+        self._pixels = prepared.to(device=self.model.device, dtype=self.model.dtype)
+        self._size = (pixels.shape[0], pixels.shape[1])
+        self._features = None
+        with inferring(self.model):
+            self._refresh()
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """(H, W) of the image that is set, or None."""
+        return None if self._pixels is None else self._size
+
+    def predict(self, prompts: Sequence[str], *, threshold: float | None = None) -> np.ndarray:
+        """Masks at native size.
+
+        Args:
+            prompts: P texts.
+            threshold: by default the predictor's own.
+
+        Returns:
+            bool (P, H, W).
+
+        Raises:
+            UserError: no image is set, no prompts, or the threshold is not from 0 to 1.
+        """
+        return np.stack([one.mask for one in self.each(prompts, threshold=threshold)])
+
+    def probabilities(self, prompts: Sequence[str]) -> np.ndarray:
+        """Probabilities of foreground at native size, float32 (P, H, W) in [0, 1].
+
+        Raises:
+            UserError: no image is set, or no prompts.
+        """
+        return np.stack([one.probability for one in self.each(prompts)])
+
+    def predictions(self, prompts: Sequence[str], *, threshold: float | None = None) -> list[Prediction]:
+        """Probability and mask of each prompt.
+
+        Raises:
+            UserError: no image is set, no prompts, or the threshold is not from 0 to 1.
+        """
+        return list(self.each(prompts, threshold=threshold))
+
+    def each(self, prompts: Sequence[str], *, threshold: float | None = None) -> Iterator[Prediction]:
+        """As :meth:`predictions`, one at a time: only one prompt's maps of a large image are in memory.
+
+        Raises:
+            UserError: no image is set, no prompts, or the threshold is not from 0 to 1; at the call, not later.
+        """
+        texts = check_prompts(prompts)
+        chosen = self.threshold if threshold is None else check_threshold(threshold)
+        if self._pixels is None:
+            raise UserError("no image is set: call set_image(image) before asking prompts")
+        with inferring(self.model):
+            self._refresh()
+            assert self._features is not None
+            logits = decode(self.model, self._features, self._texts(texts), [0] * len(texts))
+        return self._at_native_size(texts, logits, self._size, chosen)
+
+    def _at_native_size(
+        self, texts: list[str], logits: torch.Tensor, size: tuple[int, int], threshold: float
+    ) -> Iterator[Prediction]:
+        for text, one in zip(texts, logits, strict=True):
+            with torch.inference_mode():
+                probability = resize_logits(one[None], size)[0].sigmoid().cpu().numpy()
+            yield Prediction(text, probability, probability > threshold, threshold)
+
+    def _refresh(self) -> None:
+        """Encode the image if it is new or the weights in use are others than before."""
+        weights = _weights_in_use(self.model)
+        if weights != self._weights:
+            self._texts.clear()
+            self._features = None
+            self._weights = weights
+        if self._features is None:
+            assert self._pixels is not None
+            self._pixels = self._pixels.to(device=self.model.device, dtype=self.model.dtype)
+            self._features = self.model.encode_image(self._pixels)
+
+
+def adapter_folder(path: str | Path) -> Path:
+    """The adapter folder at ``path``, or that of the run at ``path``.
+
+    Raises:
+        AdapterError: there is none.
+    """
+    folder = Path(path)
+    run = RunFolder(folder)
+    if (folder / CONFIG_NAME).is_file():
+        return folder
+    if (run.adapter / CONFIG_NAME).is_file():
+        return run.adapter
+    if not folder.exists():
+        raise AdapterError(f"{folder}: no such folder; give a run that 'vlsm train' made, or an adapter folder")
+    if run.config_file.is_file():
+        raise AdapterError(
+            f"{folder}: the run has no adapter yet, its first epoch is not done; continue it with: "
+            f"vlsm train --resume {folder}"
+        )
+    raise AdapterError(
+        f"{folder}: neither an adapter folder (no {CONFIG_NAME}) nor a run (no config.yaml); "
+        "give a run that 'vlsm train' made, or its adapter folder"
+    )
+
+
+def check_prompts(prompts: Sequence[str]) -> list[str]:
+    """``prompts`` as a list.
+
+    Raises:
+        UserError: none, a single string instead of a list, or something that is not text.
+    """
+    if isinstance(prompts, str):
+        raise UserError(f"prompts is one string: give a list of texts, [{prompts!r}]")
+    texts = list(prompts)
+    if not texts:
+        raise UserError("no prompt: give at least one text that names what to find, such as 'polyp'")
+    for text in texts:
+        if not isinstance(text, str):
+            raise UserError(f"prompt {text!r} is of type {type(text).__name__}: prompts are texts")
+        if any("\ud800" <= char <= "\udfff" for char in text):
+            raise UserError(f"prompt {text!r} is not Unicode text: give it in UTF-8")
+    return texts
+
+
+def _as_rgb(image: np.ndarray | Image.Image | str | Path) -> np.ndarray:
+    """uint8 (H, W, 3)."""
+    if isinstance(image, (str, Path)):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        if image.mode == "F" or image.mode.startswith("I"):
+            raise UserError(
+                f"a Pillow image of mode '{image.mode}' has more than 8 bits: give its file, which is windowed to 8 bits, "
+                "or convert it to 'L' or 'RGB' yourself"
+            )
+        upright = ImageOps.exif_transpose(image)
+        if upright.has_transparency_data:
+            layer = upright.convert("RGBA")
+            upright = Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer)  # as read_image does
+        return np.array(upright.convert("RGB"))
+    if not isinstance(image, np.ndarray):
+        raise UserError(
+            f"an image of type {type(image).__name__} cannot be used: give a uint8 array (H, W, 3) or (H, W), a Pillow "
+            "image, or a file"
+        )
+    if image.dtype != np.uint8:
+        raise UserError(
+            f"the image has dtype {image.dtype}: give uint8, 0 to 255 (of floats from 0 to 1: (255 * image).round().astype('uint8'))"
+        )
+    if image.size == 0 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
+        hint = "; drop the alpha channel with image[..., :3]" if image.ndim == 3 and image.shape[2] == 4 else ""
+        raise UserError(f"the image has shape {image.shape}: give (H, W, 3) RGB or (H, W) grey{hint}")
+    return np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image

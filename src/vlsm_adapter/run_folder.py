@@ -1,0 +1,107 @@
+"""A run's folder: what lies where. Everything in it is readable without this package.
+
+::
+
+    RUN/config.yaml        the configuration, complete
+        data.json          case ids by split, and the cases left out with their reasons
+        environment.json   versions, machine, command
+        metrics.csv        a row per epoch
+        adapter/           the best adapter by validation Dice (an adapter folder)
+        state.safetensors  the last state, to resume from; its metadata is JSON
+        tensorboard/       event files
+        log.txt            what was printed
+        evaluation/        written by ``vlsm evaluate``
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from vlsm_adapter.config import RunConfig
+from vlsm_adapter.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside a run folder."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """An existing run.
+
+        Raises:
+            UserError: there is no run at ``path``.
+        """
+        folder = cls(Path(path))
+        if not folder.config_file.is_file():
+            raise UserError(f"{path}: not a run folder, it has no config.yaml; give a folder that 'vlsm train' made")
+        return folder
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def data_file(self) -> Path:
+        return self.path / "data.json"
+
+    @property
+    def environment_file(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.csv"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def state_file(self) -> Path:
+        return self.path / "state.safetensors"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def log_file(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation"
+
+    def config(self) -> RunConfig:
+        """The run's configuration."""
+        return RunConfig.load(self.config_file)
+
+    def data(self) -> dict[str, Any]:
+        """What ``data.json`` holds, or an empty dictionary."""
+        if not self.data_file.is_file():
+            return {}
+        return json.loads(self.data_file.read_text(encoding="utf-8"))
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers of a run depend on beside its configuration: command, machine, versions."""
+    import torch
+
+    packages = ("vlsm-adapter", "torch", "transformers", "peft", "lightning-fabric", "numpy", "pillow")
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "versions": {package: version(package) for package in packages},
+    }
