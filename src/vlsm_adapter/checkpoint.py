@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from vlsm_adapter import files
@@ -76,8 +75,7 @@ def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, p
         "format_version": str(FORMAT_VERSION),
         "progress": json.dumps(asdict(progress)),
     }
-    with files.atomic_path(path) as temporary:
-        save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, temporary, metadata=metadata)
+    files.write_tensors(path, tensors, metadata)
 
 
 def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:

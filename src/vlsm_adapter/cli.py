@@ -277,7 +277,8 @@ def main() -> None:
         if hasattr(error, "format_message"):
             context = getattr(error, "ctx", None)
             command = context.command_path if context is not None else "vlsm"
-            _complain(f"{error.format_message()} See '{command} --help'.")
+            if message := error.format_message():  # empty where help was shown instead
+                _complain(f"{message} See '{command} --help'.")
             sys.exit(2)
         if type(error).__name__ in ("Abort", "Exit"):
             sys.exit(getattr(error, "exit_code", 130))

@@ -10,11 +10,14 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlsm_adapter.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @contextlib.contextmanager
@@ -64,6 +67,28 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write ``value`` as indented JSON, atomically. NaN and infinities are refused: they are not JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write a safetensors file, atomically; tensors are copied to main memory first.
+
+    Raises:
+        UserError: as :func:`atomic_path`.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as temporary:
+        try:
+            save_file(
+                {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()},
+                temporary,
+                metadata=dict(metadata),
+            )
+        except SafetensorError as error:  # what its writer makes of an operating system error
+            raise OSError(str(error)) from error
 
 
 def _umask() -> int:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -43,6 +44,12 @@ def resize_logits(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return F.interpolate(logits[:, None], size=tuple(size), mode="bilinear", align_corners=False, antialias=shrinks)[
         :, 0
     ]
+
+
+def probability_at_size(logits: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Probability of foreground, float32 (H, W), from logits (h, w) of one prompt."""
+    with torch.inference_mode():
+        return resize_logits(logits[None], size)[0].sigmoid().cpu().numpy()
 
 
 @contextmanager
@@ -91,7 +98,9 @@ class TextCache:
         self._conditions.clear()
 
 
-def decode(model: PromptSegmenter, image: ImageFeatures, text: TextFeatures, image_index: Sequence[int]) -> torch.Tensor:
+def decode(
+    model: PromptSegmenter, image: ImageFeatures, text: TextFeatures, image_index: Sequence[int]
+) -> torch.Tensor:
     """Logits float32 (P, h, w) at the network's resolution of P prompts, prompt i on image ``image_index[i]``."""
     from vlsm_adapter.models.base import TextFeatures
 

@@ -47,9 +47,7 @@ def output_names(images: Sequence[Path], prompts: Sequence[str]) -> list[list[st
     ``NAME_overlay``.
     """
     slugs = [prompt_slug(prompt) for prompt in prompts]
-    bases = [
-        [name] if len(prompts) == 1 else [f"{name}__{slug}" for slug in slugs] for name in image_names(images)
-    ]
+    bases = [[name] if len(prompts) == 1 else [f"{name}__{slug}" for slug in slugs] for name in image_names(images)]
     reserved = Counter(file.casefold() for row in bases for base in row for file in _files_of(base))
     return [
         [

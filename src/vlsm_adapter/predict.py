@@ -20,8 +20,15 @@ from PIL import Image, ImageOps
 from vlsm_adapter.adapters.folder import CONFIG_NAME, load_adapter, read_manifest
 from vlsm_adapter.data.images import read_image
 from vlsm_adapter.errors import AdapterError, UserError
-from vlsm_adapter.inference import TextCache, check_threshold, choose_device, decode, inferring, resize_logits
-from vlsm_adapter.inference import weights_in_use as _weights_in_use
+from vlsm_adapter.inference import (
+    TextCache,
+    check_threshold,
+    choose_device,
+    decode,
+    inferring,
+    probability_at_size,
+    weights_in_use,
+)
 from vlsm_adapter.models import load_model
 from vlsm_adapter.predict_files import PredictReport, predict_files
 from vlsm_adapter.run_folder import RunFolder
@@ -181,13 +188,12 @@ class Predictor:
         self, texts: list[str], logits: torch.Tensor, size: tuple[int, int], threshold: float
     ) -> Iterator[Prediction]:
         for text, one in zip(texts, logits, strict=True):
-            with torch.inference_mode():
-                probability = resize_logits(one[None], size)[0].sigmoid().cpu().numpy()
+            probability = probability_at_size(one, size)
             yield Prediction(text, probability, probability > threshold, threshold)
 
     def _refresh(self) -> None:
         """Encode the image if it is new or the weights in use are others than before."""
-        weights = _weights_in_use(self.model)
+        weights = weights_in_use(self.model)
         if weights != self._weights:
             self._texts.clear()
             self._features = None

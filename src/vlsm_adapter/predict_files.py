@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +14,11 @@ import numpy as np
 from PIL import Image
 
 from vlsm_adapter import files
+from vlsm_adapter.console import Console
 from vlsm_adapter.data.images import read_image
 from vlsm_adapter.errors import DataError, UserError
 from vlsm_adapter.output_names import output_names
+from vlsm_adapter.overlays import prediction_overlay
 from vlsm_adapter.types import Prediction, Skipped
 
 if TYPE_CHECKING:
@@ -55,6 +57,12 @@ class PredictReport:
     table: Path
     skipped: list[Skipped] = field(default_factory=list)
 
+    def __str__(self) -> str:
+        text = f"{len(self.masks)} masks of {self.images} images in {self.out_dir}; areas in {self.table}"
+        if self.skipped:
+            text += f"; {len(self.skipped)} images left out, listed in {self.out_dir / FAILURES_NAME}"
+        return text
+
 
 def predict_files(
     predictor: Predictor,
@@ -67,7 +75,7 @@ def predict_files(
     overwrite: bool = False,
     skip_bad: bool = False,
     threshold: float | None = None,
-    progress: Callable[[int], None] | None = None,
+    console: Console | None = None,
 ) -> PredictReport:
     """Ask every prompt of every image and write the answers as files.
 
@@ -85,7 +93,7 @@ def predict_files(
         overwrite: replace files of earlier predictions.
         skip_bad: go on after an unreadable image and list it in ``failures.csv``, instead of stopping.
         threshold: by default the predictor's own.
-        progress: called with the number of images done.
+        console: shows progress; silent by default.
 
     Raises:
         UserError: no images, no prompts, a file exists already (before anything is computed), an output would replace
@@ -102,42 +110,61 @@ def predict_files(
     planned = [out / f"{base}{ending}" for row in bases for base in row for ending in endings]
     _check_outputs(out, planned, sources, overwrite)
 
-    rows: list[dict[str, Any]] = []
-    masks: list[Path] = []
+    batch = _Batch(predictor, out, texts, probabilities, overlays, threshold)
     skipped: list[Skipped] = []
     done = False
     try:
-        for number, (source, row) in enumerate(zip(sources, bases, strict=True), start=1):
-            try:
-                pixels = read_image(source)
-            except DataError as error:
-                if not skip_bad:
-                    raise
-                skipped.append(Skipped(source.stem, str(source), str(error)))
-            else:
-                predictor.set_image(pixels)
-                for base, prediction in zip(row, predictor.each(texts, threshold=threshold), strict=True):
-                    mask = out / f"{base}.png"
-                    if probabilities:
-                        _write_probability(out / f"{base}_probability.png", prediction.probability)
-                    if overlays:
-                        _write_overlay(out / f"{base}_overlay.png", pixels, source, prediction)
-                    _write_png(mask, Image.fromarray(prediction.mask.astype(np.uint8) * 255))
-                    masks.append(mask)
-                    rows.append(_row(source, prediction, mask))
-            if progress is not None:
-                progress(number)
+        with (console or Console(quiet=True)).bar("predicting", len(sources)) as advance:
+            for number, (source, names) in enumerate(zip(sources, bases, strict=True), start=1):
+                try:
+                    pixels = read_image(source)
+                except DataError as error:
+                    if not skip_bad:
+                        raise
+                    skipped.append(Skipped(source.stem, str(source), str(error)))
+                else:
+                    batch.write(source, pixels, names)
+                advance(number)
         done = True
     finally:
         # Also after an error or Ctrl-C: the masks that are there are listed.
-        if done or rows:
-            _write_table(out / TABLE_NAME, COLUMNS, rows)
+        if done or batch.rows:
+            _write_table(out / TABLE_NAME, COLUMNS, batch.rows)
         if skipped:
             failures = [{"image": case.path, "reason": case.reason} for case in skipped]
             _write_table(out / FAILURES_NAME, ("image", "reason"), failures)
         elif overwrite:
             (out / FAILURES_NAME).unlink(missing_ok=True)  # of an earlier prediction
-    return PredictReport(out, len(sources) - len(skipped), masks, out / TABLE_NAME, skipped)
+    return PredictReport(out, len(sources) - len(skipped), batch.masks, out / TABLE_NAME, skipped)
+
+
+@dataclass
+class _Batch:
+    """Writes the answers for one image after the other, and remembers what it wrote."""
+
+    predictor: Predictor
+    out: Path
+    texts: list[str]
+    probabilities: bool
+    overlays: bool
+    threshold: float | None
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    masks: list[Path] = field(default_factory=list)
+
+    def write(self, source: Path, pixels: np.ndarray, names: Sequence[str]) -> None:
+        self.predictor.set_image(pixels)
+        for name, prediction in zip(names, self.predictor.each(self.texts, threshold=self.threshold), strict=True):
+            if self.probabilities:
+                levels = np.rint(prediction.probability * 65535).astype(np.uint16)
+                _write_png(self.out / f"{name}_probability.png", Image.fromarray(levels))
+            if self.overlays:
+                title = f"{source.stem}: {prediction.prompt}"
+                picture = prediction_overlay(pixels, prediction.mask, title=title)
+                _write_png(self.out / f"{name}_overlay.png", picture)
+            mask = self.out / f"{name}.png"
+            _write_png(mask, Image.fromarray(prediction.mask.astype(np.uint8) * 255))
+            self.masks.append(mask)
+            self.rows.append(_row(source, prediction, mask))
 
 
 def _different_files(images: Sequence[Path]) -> list[Path]:
@@ -182,16 +209,6 @@ def _row(source: Path, prediction: Prediction, mask: Path) -> dict[str, Any]:
         "mean_probability_in_mask": f"{inside.mean(dtype=np.float64):.6g}" if area else "",
         "threshold": f"{prediction.threshold:g}",
     }
-
-
-def _write_probability(path: Path, probability: np.ndarray) -> None:
-    _write_png(path, Image.fromarray(np.rint(probability * 65535).astype(np.uint16)))
-
-
-def _write_overlay(path: Path, pixels: np.ndarray, source: Path, prediction: Prediction) -> None:
-    from vlsm_adapter.overlays import prediction_overlay
-
-    _write_png(path, prediction_overlay(pixels, prediction.mask, title=f"{source.stem}: {prediction.prompt}"))
 
 
 def _write_png(path: Path, picture: Image.Image) -> None:

@@ -114,7 +114,7 @@ def save_adapter(
         "preprocessing": model.preprocessing.to_dict(),
         "info": _info_to_json(info),
     }
-    files.write_bytes(folder / WEIGHTS_NAME, save(weights, metadata={"format": "pt", "adapter": FORMAT}))
+    files.write_bytes(folder / WEIGHTS_NAME, save(weights, metadata={"format": "pt"}))
     files.write_json(folder / CONFIG_NAME, manifest)
     count = sum(tensor.numel() for tensor in weights.values())
     files.write_text(folder / CARD_NAME, _card(manifest, info, count))

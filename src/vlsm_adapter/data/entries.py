@@ -153,11 +153,11 @@ class Entry:
         try:
             resolved = path.resolve()
         except (OSError, RuntimeError, ValueError) as error:
-            self.fail(field, f"{shown(str(path))} cannot be followed ({type(error).__name__}): a loop of links?")
+            self.fail(field, f"{shown(str(path), 300)} cannot be followed ({type(error).__name__}): a loop of links?")
         if not resolved.is_relative_to(self.root):
             self.fail(
                 field,
-                f"{shown(str(path), 200)} is a link that leads out of {self.root}: copy the file into the data folder",
+                f"{shown(str(path), 300)} is a link that leads out of {self.root}: copy the file into the data folder",
             )
         return resolved
 

@@ -127,7 +127,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             # Pillow warns from half our limit on, and about oddities in metadata that change no pixel.
             warnings.simplefilter("ignore")
-            # A stream, not the path: Pillow (12, 13) maps an uncompressed TIFF by its path with rows and columns
+            # A stream, not the path: Pillow (seen in 13.0) maps an uncompressed TIFF by its path with rows and columns
             # swapped when its orientation turns it by a quarter.
             with path.open("rb") as stream, Image.open(stream, formats=FORMATS) as picture:
                 width, height = picture.size

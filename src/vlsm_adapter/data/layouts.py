@@ -219,6 +219,7 @@ def _pair(
     def draft(image: Path) -> Draft:
         name = image.relative_to(image_root).as_posix()
         candidates = by_stem.get(key(image, image_root), [])
+        used.update(candidates)
         if not candidates:
             raise DataError(
                 f"{image}: has no mask in {mask_root} (looked for the same stem, or stem_mask, stem_segmentation, stem_seg, "
@@ -230,7 +231,6 @@ def _pair(
             )
         if problem := unsafe_name(name):
             raise DataError(f"{image_root}: the file name {shown(name)} {problem}")
-        used.add(candidates[0])
         entry = Entry({}, str(image), root)
         first = name.split("/")[0].lower() if "/" in name else ""
         return Draft(

@@ -1,4 +1,4 @@
-"""From a folder or a manifest to records: what layouts are recognised, what id each case gets.
+"""From a folder or a manifest to records.
 
 ``load_records`` is the entry point of training and evaluation, ``list_images`` that of prediction.
 """
@@ -6,24 +6,21 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
-import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from vlsm_adapter.data.checks import check_records
-from vlsm_adapter.data.entries import id_part, real_folder, shown
+from vlsm_adapter.data.entries import real_folder, shown
 from vlsm_adapter.data.layouts import (
     IMAGE_FOLDERS,
     IMAGE_SUFFIXES,
     MANIFESTS,
     MASK_FOLDERS,
     Collector,
-    Draft,
     has_flat_pairs,
     image_files,
     natural_key,
@@ -32,12 +29,11 @@ from vlsm_adapter.data.layouts import (
     read_plain,
     read_published,
 )
+from vlsm_adapter.data.naming import finish
 from vlsm_adapter.data.splits import complete_splits
 from vlsm_adapter.errors import DataError
 from vlsm_adapter.files import write_text
 from vlsm_adapter.types import Record, Skipped
-
-log = logging.getLogger("vlsm_adapter.data")
 
 
 def load_records(
@@ -85,7 +81,7 @@ def load_records(
         )
         raise DataError(f"{root}: holds no usable case{reason}")
     name = root.parent.name if root.is_file() else root.name
-    records, doubles = finish(collector.drafts, dataset=name, prompt=prompt)
+    records, left_out = finish(collector.drafts, dataset=name, prompt=prompt, skip_bad=skip_bad)
     # Splits come before checks, so that a bad case does not move the others.
     records = complete_splits(records, fractions=fractions, seed=split_seed, where=str(root))
     good, bad = records, list[Skipped]()
@@ -93,7 +89,7 @@ def load_records(
         good, bad = check_records(records, skip_bad=skip_bad, labelled=labelled, headers=checks)
     if not good:
         raise DataError(f"{root}: no usable case is left of {len(records)}, the first: {bad[0].reason}")
-    return good, [*collector.skipped, *doubles, *bad]
+    return good, [*collector.skipped, *left_out, *bad]
 
 
 def read_layout(root: Path, prompt: str | None, collector: Collector) -> None:
@@ -119,104 +115,6 @@ def read_layout(root: Path, prompt: str | None, collector: Collector) -> None:
         f"{root}: no known layout; looked for {' or '.join(MANIFESTS)}, for anns/train.json (val, test) with images/ and "
         f"masks/, for a folder {'/'.join(IMAGE_FOLDERS)} beside one of {'/'.join(MASK_FOLDERS[:4])}, and for X.png with X_mask.png"
     )
-
-
-def finish(drafts: Sequence[Draft], *, dataset: str, prompt: str | None) -> tuple[list[Record], list[Skipped]]:
-    """Records with unique ids, and the cases listed twice in one split.
-
-    The id is the image's name without its ending (``sub/x.png`` is ``sub__x``); where several masks share an image,
-    the mask's name is part of it; where several images share a stem, the ending; where one case stands in several
-    splits, as in some published lists, the split (and a warning is logged: such a case leaks). Images with
-    several masks form a group unless the data names one.
-
-    Raises:
-        DataError: a case without a prompt, or a ``case_id`` given twice.
-    """
-    masks_of: dict[Path, set[Path | None]] = {}
-    images_of: dict[str, set[Path]] = {}
-    for draft in drafts:
-        masks_of.setdefault(draft.image, set()).add(draft.mask)
-        images_of.setdefault(_stem_id(draft.image_name), set()).add(draft.image)
-
-    records: list[Record] = []
-    doubles: list[Skipped] = []
-    taken: dict[str, Draft] = {}
-    pairs: dict[tuple[Path, Path | None], Draft] = {}
-    in_two_splits: list[str] = []
-    for draft in drafts:
-        prompts = {"p0": ("",), "p1": (prompt.strip(),)} if prompt is not None else draft.prompts
-        if not any(level != "p0" for level in prompts):
-            raise DataError(
-                f'{draft.where}: says no prompt: add "prompts": {{"p1": ...}} (or "text"), or pass --prompt "polyp"'
-            )
-        case_id = draft.case_id
-        if case_id is None:
-            case_id = _derived_id(
-                draft, shared=len(masks_of[draft.image]) > 1, ambiguous=len(images_of[_stem_id(draft.image_name)]) > 1
-            )
-            first = pairs.setdefault((draft.image, draft.mask), draft)
-            if first is not draft and case_id in taken:
-                if first.split == draft.split and first.prompts == draft.prompts:
-                    doubles.append(
-                        Skipped(case_id, str(draft.image), f"{draft.where}: the same case as {first.where}; used once")
-                    )
-                    continue
-                if first.split != draft.split:
-                    in_two_splits.append(case_id)
-                    case_id = f"{case_id}__{draft.split}"
-                if case_id in taken:
-                    case_id = f"{case_id}__{hashlib.blake2b(repr(sorted(prompts.items())).encode(), digest_size=3).hexdigest()}"
-        if case_id in taken:
-            raise DataError(
-                f"{draft.where}: the case id {shown(case_id)} is already that of {taken[case_id].where}: give each case its own"
-            )
-        taken[case_id] = draft
-        shares_image = len(masks_of[draft.image]) > 1
-        records.append(
-            Record(
-                case_id=case_id,
-                image=draft.image,
-                mask=draft.mask,
-                prompts=prompts,
-                split=draft.split,
-                group=draft.group or (f"image:{_stem_id(draft.image_name)}" if shares_image else None),
-                spacing=draft.spacing,
-                mask_value=draft.mask_value,
-                dataset=dataset,
-            )
-        )
-    if doubles:
-        log.warning(
-            "%s: %d case(s) are listed twice in one split and used once, the first is %s",
-            dataset,
-            len(doubles),
-            doubles[0].case_id,
-        )
-    if in_two_splits:
-        log.warning(
-            "%s: %d case(s) stand in more than one split, so that scores flatter; the first is %s",
-            dataset,
-            len(in_two_splits),
-            in_two_splits[0],
-        )
-    return records, doubles
-
-
-def _derived_id(draft: Draft, *, shared: bool, ambiguous: bool) -> str:
-    name = id_part(draft.image_name) if ambiguous else _stem_id(draft.image_name)
-    if shared and draft.mask_name is not None:
-        mask = _stem_id(draft.mask_name)
-        name = mask if mask.startswith(name) else f"{name}__{mask}"
-    if len(name.encode()) > 200:  # file systems stop at 255 bytes, and endings are added
-        name = (
-            f"{name.encode()[:180].decode(errors='ignore')}_{hashlib.blake2b(name.encode(), digest_size=6).hexdigest()}"
-        )
-    return name
-
-
-def _stem_id(name: str) -> str:
-    ending = PurePosixPath(name).suffix
-    return id_part(name[: -len(ending)] if ending.lower() in IMAGE_SUFFIXES else name)
 
 
 def list_images(path_or_glob: str | os.PathLike[str]) -> list[Path]:

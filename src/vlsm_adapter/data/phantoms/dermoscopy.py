@@ -77,7 +77,7 @@ def dermoscopy(rng: np.random.Generator, size: Size, lesions: int) -> Scene:
             blood += np.float32(rng.uniform(0.25, 0.8)) * inner * (1 + 0.25 * patches)
             melanin += np.float32(rng.uniform(0.05, 0.25)) * density
         else:
-            strength = np.float32(np.exp(rng.uniform(np.log(0.28), np.log(1.7))))
+            strength = np.float32(np.exp(rng.uniform(np.log(0.17), np.log(1.6))))
             melanin += strength * density * tone
             shallow += strength * density * (1 - tone)
             if hue > 0.6:

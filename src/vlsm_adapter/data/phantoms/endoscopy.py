@@ -68,7 +68,7 @@ def endoscopy(rng: np.random.Generator, size: Size, lesions: int) -> Scene:
     ring = np.log(np.maximum(radius, 0.02)) / pitch + 0.22 * smooth_noise(rng, size, 60 * unit) + rng.random()
     part = ring - np.floor(ring)
     strength = np.clip(0.5 + 0.8 * smooth_noise(rng, size, 80 * unit), 0, 1) * rng.uniform(0.2, 0.7)
-    strength = strength * sigmoid((radius - 2.2 * opening - 0.04) / np.float32(0.03))
+    strength = strength * sigmoid((radius - 2.0 * opening - 0.1) / np.float32(0.03))
     fold = 1 - strength * part**1.6 + 0.35 * strength * np.exp(-part / 0.07)
     fold = ndimage.gaussian_filter(fold, 1.3 * unit, truncate=2.5)
     fine = fractal_noise(rng, size, 9 * unit, octaves=2)
@@ -98,7 +98,7 @@ def endoscopy(rng: np.random.Generator, size: Size, lesions: int) -> Scene:
     for kind, shape, level in placed:
         soft = sigmoid(level / np.float32(rng.uniform(0.6, 1.6) * unit))
         shade, glint = _dome(rng, shape, level, fine if kind < 2 else fine + relief, glint_map)
-        flat = np.float32(rng.uniform(0.15, 1.0) ** 0.6)  # 1 is a full dome, towards 0 a flat lesion
+        flat = np.float32(rng.uniform(0.3, 1.0) ** 0.6)  # 1 is a full dome, towards 0 a flat lesion
         shade = 1 + flat * (shade - 1)
         shadow = _shadow(rng, shape, soft) * flat
         brightness = brightness * (1 - shadow * (1 - soft))
@@ -106,7 +106,7 @@ def endoscopy(rng: np.random.Generator, size: Size, lesions: int) -> Scene:
         local = np.maximum(0.25 * brightness + 0.75 * around, np.float32(rng.uniform(0.5, 0.75)))
         brightness = brightness + soft * (local * shade - brightness)
         colour = _TINTS[shared if rng.random() < 0.7 else int(rng.integers(len(_TINTS)))]
-        colour = 1 + (colour - 1) * np.float32(rng.uniform(0.35, 1.25))
+        colour = 1 + (colour - 1) * np.float32(rng.uniform(0.5, 1.35))
         grain = 1 + np.float32(rng.uniform(0.02, 0.1)) * fine
         own = colour * (1 + (grain - 1) * rgb(0.4, 1.2, 1.0))
         tint = tint + soft * (own * (0.8 + 0.2 * tint) - tint)
@@ -169,7 +169,7 @@ def _dome(
     facing = normal * (1 - lean * (math.sin(bearing) * slope_down + math.cos(bearing) * slope_across))
     facing = np.clip(facing / math.sqrt(1 + lean**2), 0, 1)
     glint = sigmoid(9 * (glint_map + 14 * (facing - 1) + rng.uniform(-1.9, -0.3)))
-    return (0.3 + 0.85 * facing).astype(np.float32), glint
+    return (0.25 + 0.9 * facing).astype(np.float32), glint
 
 
 def _shadow(rng: np.random.Generator, shape: Outline, soft: Field) -> Field:

@@ -114,7 +114,7 @@ def radiograph(rng: np.random.Generator, size: Size, lesions: int) -> Scene:
     supports = []
     for kind, _shape, level in placed:
         blur = rng.uniform(0.8, 2.0) if kind == 0 else rng.uniform(1.2, 3.2)
-        strength = np.float32(np.exp(rng.uniform(np.log(0.085), np.log(0.3))))
+        strength = np.float32(np.exp(rng.uniform(np.log(0.1), np.log(0.34))))
         patchy = 1 + np.float32(0.08 if kind == 0 else rng.uniform(0.1, 0.3)) * cloud
         film += strength * soft(level, blur) * np.clip(patchy, 0.35, 1.6)
         supports.append(level > 0)

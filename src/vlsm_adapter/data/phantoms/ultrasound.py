@@ -34,7 +34,7 @@ _MALIGNANT = Style(radius=(0.055, 0.2), elongation=(1.0, 1.5), roughness=(0.11, 
 _KINDS = (_CYST, _BENIGN, _MALIGNANT)
 # dB against the tissue around, least and most; attenuation behind (dB per pixel of a 256-pixel depth, < 0 enhances)
 _ECHO = ((-42.0, -20.0), (-19.0, -6.0), (-22.0, -7.0))
-_BEHIND = ((-0.12, -0.03), (-0.05, 0.03), (0.02, 0.2))
+_BEHIND = ((-0.12, -0.03), (-0.05, 0.03), (0.02, 0.15))
 
 
 def _kernel(sigma: float) -> Field:

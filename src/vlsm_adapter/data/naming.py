@@ -1,0 +1,168 @@
+"""Giving every case its id and its group: from drafts to records.
+
+An id names files and decides random choices, so it must not change when cases are added elsewhere or the folder
+is moved. It is made of names inside the data folder alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from vlsm_adapter.data.entries import id_part, shown
+from vlsm_adapter.data.layouts import IMAGE_SUFFIXES, Draft
+from vlsm_adapter.errors import DataError
+from vlsm_adapter.types import Record, Skipped
+
+log = logging.getLogger("vlsm_adapter.data")
+
+_MAX_ID_BYTES = 200  # file systems stop at 255, and endings are added
+Prompts = Mapping[str, tuple[str, ...]]
+
+
+def finish(
+    drafts: Sequence[Draft], *, dataset: str, prompt: str | None, skip_bad: bool = False
+) -> tuple[list[Record], list[Skipped]]:
+    """Records with unique ids, and the cases left out.
+
+    An id that the data does not give is the image's name without its ending (``sub/x.png`` is ``sub__x``); where
+    several masks share an image, the mask's name is part of it; where several images share a stem, the ending; where
+    one case stands in several splits, as in some published lists, the split (a warning is logged: such a case leaks).
+    Images with several masks form a group unless the data names one. A case listed twice in one split is used
+    once; the second is left out, with a warning.
+
+    Args:
+        drafts: what the layout holds.
+        dataset: the ``dataset`` of the records.
+        prompt: takes the place of the data's own prompts.
+        skip_bad: leave bad cases out instead of raising.
+
+    Raises:
+        DataError: a case without a prompt, or a ``case_id`` given twice.
+    """
+    names = _Names(drafts)
+    records: list[Record] = []
+    left_out: list[Skipped] = []
+    for draft in drafts:
+        prompts = {"p0": ("",), "p1": (prompt.strip(),)} if prompt is not None else draft.prompts
+        try:
+            if not any(level != "p0" for level in prompts):
+                raise DataError(
+                    f'{draft.where}: says no prompt: add "prompts": {{"p1": ...}} (or "text"), or pass --prompt "polyp"'
+                )
+            case_id = names.name(draft, prompts)
+        except _ListedTwice as twice:
+            left_out.append(Skipped(twice.case_id, str(draft.image), str(twice)))
+            continue
+        except DataError as error:
+            if not skip_bad:
+                raise
+            left_out.append(Skipped(draft.case_id or _stem_id(draft.image_name), str(draft.image), str(error)))
+            continue
+        records.append(
+            Record(
+                case_id=case_id,
+                image=draft.image,
+                mask=draft.mask,
+                prompts=prompts,
+                split=draft.split,
+                group=draft.group or (f"image:{_stem_id(draft.image_name)}" if names.shares_image(draft) else None),
+                spacing=draft.spacing,
+                mask_value=draft.mask_value,
+                dataset=dataset,
+            )
+        )
+    names.warn(dataset)
+    return records, left_out
+
+
+class _ListedTwice(Exception):
+    """The same image, mask and prompts stand twice in one split."""
+
+    def __init__(self, case_id: str, message: str) -> None:
+        super().__init__(message)
+        self.case_id = case_id
+
+
+class _Names:
+    """Hands out ids; see ``finish`` for the rule."""
+
+    def __init__(self, drafts: Sequence[Draft]) -> None:
+        self._masks_of: dict[Path, set[Path | None]] = {}
+        self._images_of: dict[str, set[Path]] = {}
+        for draft in drafts:
+            self._masks_of.setdefault(draft.image, set()).add(draft.mask)
+            self._images_of.setdefault(_stem_id(draft.image_name), set()).add(draft.image)
+        self._taken: dict[str, tuple[Draft, Prompts]] = {}
+        self._twice: list[str] = []
+        self._in_two_splits: list[str] = []
+
+    def shares_image(self, draft: Draft) -> bool:
+        """Whether the image has several masks."""
+        return len(self._masks_of[draft.image]) > 1
+
+    def name(self, draft: Draft, prompts: Prompts) -> str:
+        """The id of a case, never given before."""
+        case_id = draft.case_id if draft.case_id is not None else self._derive(draft, prompts)
+        if case_id in self._taken:
+            raise DataError(
+                f"{draft.where}: the case id {shown(case_id)} is already that of {self._taken[case_id][0].where}: "
+                "give each case its own"
+            )
+        self._taken[case_id] = (draft, prompts)
+        return case_id
+
+    def warn(self, dataset: str) -> None:
+        """Log what was found in the list as a whole."""
+        if self._twice:
+            log.warning(
+                "%s: %d case(s) are listed twice in one split and used once, the first is %s",
+                dataset,
+                len(self._twice),
+                self._twice[0],
+            )
+        if self._in_two_splits:
+            log.warning(
+                "%s: %d case(s) stand in more than one split, so that scores flatter; the first is %s",
+                dataset,
+                len(self._in_two_splits),
+                self._in_two_splits[0],
+            )
+
+    def _derive(self, draft: Draft, prompts: Prompts) -> str:
+        stem = _stem_id(draft.image_name)
+        name = id_part(draft.image_name) if len(self._images_of[stem]) > 1 else stem
+        if self.shares_image(draft) and draft.mask_name is not None:
+            mask = _stem_id(draft.mask_name)
+            name = mask if mask.startswith(name) else f"{name}__{mask}"
+        if len(name.encode()) > _MAX_ID_BYTES:
+            name = f"{name.encode()[: _MAX_ID_BYTES - 20].decode(errors='ignore')}_{_digest(name, 6)}"
+
+        # The same image and mask once more: under another split, by a slip, or with other words.
+        other = self._taken.get(name)
+        if other is not None and _same_files(other[0], draft) and other[0].split != draft.split:
+            self._in_two_splits.append(name)
+            name = f"{name}__{draft.split}"
+            other = self._taken.get(name)
+        if other is None or not _same_files(other[0], draft):
+            return name
+        with_words = f"{name}__{_digest(repr(sorted(prompts.items())), 3)}"
+        if other[1] == prompts or with_words in self._taken:
+            self._twice.append(name)
+            raise _ListedTwice(name, f"{draft.where}: the same case as {other[0].where}; used once")
+        return with_words
+
+
+def _same_files(one: Draft, other: Draft) -> bool:
+    return (one.image, one.mask) == (other.image, other.mask)
+
+
+def _stem_id(name: str) -> str:
+    ending = PurePosixPath(name).suffix
+    return id_part(name[: -len(ending)] if ending.lower() in IMAGE_SUFFIXES else name)
+
+
+def _digest(text: str, size: int) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=size).hexdigest()

@@ -1,0 +1,487 @@
+"""What the fine-tuning is worth: adapter and base on the same cases, at native size, with the same words.
+
+``evaluate_run`` scores a run's adapter beside zero-shot, ``evaluate_model`` a base model alone. Both leave an
+evaluation folder (:mod:`vlsm_adapter.evaluation_folder`) with its report.
+"""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlsm_adapter import files
+from vlsm_adapter.adapters import tuner
+from vlsm_adapter.adapters.attach import active, without_adapter
+from vlsm_adapter.adapters.folder import load_adapter, read_manifest
+from vlsm_adapter.console import Console
+from vlsm_adapter.data.cases import SPLITS, Cases, load_cases
+from vlsm_adapter.data.images import read_pair
+from vlsm_adapter.data.prompts import common_levels, leaks, levels, reveals_emptiness
+from vlsm_adapter.errors import ConfigError, DataError, UserError, nearest
+from vlsm_adapter.evaluation_folder import FORMAT, FORMAT_VERSION, EvaluationFolder, write_scores
+from vlsm_adapter.inference import check_threshold, choose_device
+from vlsm_adapter.metrics import METRICS, paired_difference, summarise
+from vlsm_adapter.metrics.base import DEFAULT_NSD_TOLERANCE
+from vlsm_adapter.models import load_model
+from vlsm_adapter.predict import DEFAULT_THRESHOLD, adapter_folder
+from vlsm_adapter.report import write_report
+from vlsm_adapter.run_folder import RunFolder
+from vlsm_adapter.scoring import (
+    DEFAULT_BATCH_SIZE,
+    Context,
+    Protocol,
+    evaluate_cases,
+    predict_variants,
+    score_variants,
+)
+from vlsm_adapter.types import CaseScore, Record
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from vlsm_adapter.models.base import PromptSegmenter
+
+__all__ = ["evaluate_cases", "evaluate_model", "evaluate_run"]
+
+PICKED = ("best", "median", "worst")
+
+
+def evaluate_run(
+    run_dir: str | Path,
+    *,
+    split: str = "test",
+    level: str | None = None,
+    threshold: float | None = None,
+    zero_shot: bool = True,
+    nsd_tolerance: float = DEFAULT_NSD_TOLERANCE,
+    skip_bad: bool | None = None,
+    data: str | Path | None = None,
+    prompt: str | None = None,
+    base: str | Path | None = None,
+    out: str | Path | None = None,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    device: str | torch.device | None = None,
+    console: Console | None = None,
+) -> Path:
+    """Score a run's adapter on one split, beside its base model, and write the evaluation folder.
+
+    Args:
+        run_dir: a folder that ``vlsm train`` made.
+        split: ``"train"``, ``"val"`` or ``"test"``, the same cases as in training.
+        level: prompt level; by default the run's ``data.eval_level``.
+        threshold: by default the adapter's.
+        zero_shot: also score the base model, on the same cases with the same words and threshold.
+        nsd_tolerance: in mm where the spacing is known, else in pixels.
+        skip_bad: leave unusable cases out, listed and counted; by default as in training.
+        data: another data set than the run's.
+        prompt: the class name, where ``data`` has no prompts.
+        base: where the base model is now, if not where the adapter says.
+        out: the folder; by default ``RUN/evaluation/SPLIT-LEVEL`` (``DATA-SPLIT-LEVEL`` with ``data``).
+        batch_size: images encoded together.
+        device: by default the GPU where there is one.
+
+    Returns:
+        The evaluation folder.
+
+    Raises:
+        UserError: one of its kinds, for a run, adapter, base, data set or argument that cannot be used.
+    """
+    console = console or Console(quiet=True)
+    run = RunFolder.open(run_dir)
+    config = run.config()
+    folder = adapter_folder(run.path)
+    manifest = read_manifest(folder)
+    level = _check_level(level or config.data.eval_level)
+    protocol = Protocol(
+        level=level,
+        threshold=check_threshold(manifest.info.threshold if threshold is None else threshold),
+        nsd_tolerance=nsd_tolerance,
+        batch_size=batch_size,
+    )
+    trained = _trained_on(run)
+    cases = load_cases(
+        _data_path(config.data.path, trained) if data is None else data,
+        prompt=prompt if data is not None or prompt is not None else config.data.prompt,
+        split_seed=config.data.split_seed,
+        fractions=config.data.fractions,
+        skip_bad=config.data.skip_bad if skip_bad is None else skip_bad,
+    )
+    records = cases.records(_check_split(split))
+    model = load_adapter(folder, base=base).to(choose_device(device))
+    variants: dict[str, Context] = {"adapter": nullcontext}
+    if zero_shot:
+        variants["zero_shot"] = lambda: without_adapter(model)
+    name = f"{split}-{level}" if data is None else f"{_name(cases.where)}-{split}-{level}"
+    weights = tuner.state_dict(model, active(model))
+    job = _Job(
+        model=model,
+        cases=cases,
+        records=records,
+        split=split,
+        variants=variants,
+        protocol=protocol,
+        folder=EvaluationFolder(Path(out) if out is not None else run.evaluation / name),
+        skip_bad=config.data.skip_bad if skip_bad is None else skip_bad,
+        about={
+            "run": str(run.path.resolve()),
+            "adapter": {
+                "method": manifest.config.method,
+                "settings": {key: value for key, value in manifest.config.to_dict().items() if key != "method"},
+                "trainable_parameters": sum(tensor.numel() for tensor in weights.values()),
+            },
+            "training_cases": None if data is not None else _compare_with_training(trained, records, split, console),
+        },
+    )
+    return _evaluate(job, console)
+
+
+def evaluate_model(
+    model: str | Path | PromptSegmenter,
+    data: str | Path,
+    *,
+    out: str | Path | None = None,
+    split: str = "test",
+    level: str | None = None,
+    prompt: str | None = None,
+    threshold: float | None = None,
+    nsd_tolerance: float = DEFAULT_NSD_TOLERANCE,
+    skip_bad: bool | None = None,
+    split_seed: int = 0,
+    fractions: Sequence[float] = (0.7, 0.1, 0.2),
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    device: str | torch.device | None = None,
+    console: Console | None = None,
+) -> Path:
+    """Score a base model without any adapter (zero-shot) on one split of a data set.
+
+    Args:
+        model: ``"tiny"``, a folder, a hub id, or a loaded model (its adapters are put out of use meanwhile).
+        data: folder or manifest.
+        out: the folder; by default ``evaluation/DATA-MODEL-SPLIT-LEVEL`` here.
+        level: prompt level, by default p1, the class name.
+        threshold: by default 0.5.
+        split_seed, fractions: of the split by case, where the data has none.
+        split, prompt, nsd_tolerance, skip_bad, batch_size, device: as in `evaluate_run`; bad cases stop it by default, and
+            a loaded model stays on its device unless ``device`` says otherwise.
+
+    Returns:
+        The evaluation folder.
+
+    Raises:
+        UserError: one of its kinds, for a model, data set or argument that cannot be used.
+    """
+    console = console or Console(quiet=True)
+    protocol = Protocol(
+        level=_check_level(level or "p1"),
+        threshold=check_threshold(DEFAULT_THRESHOLD if threshold is None else threshold),
+        nsd_tolerance=nsd_tolerance,
+        batch_size=batch_size,
+    )
+    cases = load_cases(data, prompt=prompt, split_seed=split_seed, fractions=fractions, skip_bad=bool(skip_bad))
+    records = cases.records(_check_split(split))
+    if isinstance(model, (str, Path)):
+        loaded = load_model(model).to(choose_device(device))
+    else:
+        loaded = model if device is None else model.to(choose_device(device))
+    name = "-".join((_name(cases.where), _name(loaded.base_id), split, protocol.level))
+    job = _Job(
+        model=loaded,
+        cases=cases,
+        records=records,
+        split=split,
+        variants={"zero_shot": lambda: without_adapter(loaded)},
+        protocol=protocol,
+        folder=EvaluationFolder(Path(out) if out is not None else Path("evaluation") / name),
+        skip_bad=bool(skip_bad),
+        about={"run": None, "adapter": None, "training_cases": None},
+    )
+    return _evaluate(job, console)
+
+
+# -- one evaluation ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Job:
+    """What is evaluated, how, and where the result goes."""
+
+    model: PromptSegmenter
+    cases: Cases
+    records: list[Record]
+    split: str
+    variants: dict[str, Context]
+    protocol: Protocol
+    folder: EvaluationFolder
+    skip_bad: bool
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def _evaluate(job: _Job, console: Console) -> Path:
+    started = time.perf_counter()
+    for record in job.records:
+        job.protocol.prompt(record)  # a case without the level is found before anything is read
+    _prepare(job.folder)
+    with console.bar(f"evaluating {job.split}", len(job.records)) as advance:
+        scores = score_variants(
+            job.model,
+            job.records,
+            job.variants,
+            job.protocol,
+            on_bad=(lambda record, reason: job.cases.drop(record.case_id, record.image, reason))
+            if job.skip_bad
+            else None,
+            progress=advance,
+        )
+    kept = {score.case_id for score in next(iter(scores.values()))}
+    job.records = [record for record in job.records if record.case_id in kept]
+    if not job.records:
+        reason = job.cases.skipped[-1].reason
+        raise DataError(f"split '{job.split}' of {job.cases.where}: no usable case is left, the last: {reason}")
+    seconds = time.perf_counter() - started
+    groups = {record.case_id: record.group for record in job.records}
+    _clear(job.folder)
+    for name, found in scores.items():
+        write_scores(job.folder.scores_file(name), found, groups)
+    pictures = _draw(job, scores)
+    summary = _summary(job, scores, groups, pictures, seconds)
+    files.write_json(job.folder.summary_file, summary)
+    write_report(job.folder.path)
+    main = next(iter(scores))
+    for name in scores:
+        dice = summary[name]["metrics"]["dice"]["mean"]
+        console.say(
+            f"{'adapter' if name == 'adapter' else 'zero-shot'}: Dice {dice:.4f} on {len(scores[main])} {job.split} cases"
+        )
+    return job.folder.path
+
+
+def _prepare(folder: EvaluationFolder) -> None:
+    """Make the folder before hours of work go into what cannot be written."""
+    if folder.path.exists() and not folder.path.is_dir():
+        raise UserError(f"{folder.path}: is a file; give a folder for the evaluation")
+    try:
+        folder.images.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder.path}: cannot be written ({error.strerror}); choose another folder") from error
+
+
+def _clear(folder: EvaluationFolder) -> None:
+    """Take away an earlier evaluation, its summary first: files of two must not be read as one."""
+    stale = [folder.summary_file, folder.report_file, folder.cases_file, folder.zero_shot_file, folder.curve_file]
+    try:
+        for file in (*stale, *(folder.images / f"{name}.png" for name in PICKED)):
+            file.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder.path}: cannot be written ({error.strerror}); choose another folder") from error
+
+
+def _summary(
+    job: _Job,
+    scores: Mapping[str, Sequence[CaseScore]],
+    groups: Mapping[str, str | None],
+    pictures: list[dict[str, Any]],
+    seconds: float,
+) -> dict[str, Any]:
+    # Without a single group there is nothing to say about groups: cases are resampled.
+    by_group = groups if any(group is not None for group in groups.values()) else None
+    level, model = job.protocol.level, job.model
+    available = {name for record in job.cases.all for name in levels(record)}
+    revealing = reveals_emptiness(job.records, level)
+    first = next(iter(scores.values()))
+    summary: dict[str, Any] = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "split": job.split,
+        "level": level,
+        "threshold": job.protocol.threshold,
+        "nsd_tolerance": job.protocol.nsd_tolerance,
+        "data": {"path": job.cases.where, "name": job.records[0].dataset, "levels": common_levels(job.records)},
+        "prompts": {
+            "level": level,
+            "seed": job.protocol.seed,
+            "leaks": leaks(level, available),
+            "reveal_emptiness": len(revealing),
+            "reveal_emptiness_truly_empty": sum(
+                score.truth_area == 0 for score in first if score.case_id in set(revealing)
+            ),
+            "different": len({score.prompt for score in first}),
+            "examples": list(dict.fromkeys(score.prompt for score in first))[:5],
+        },
+        "base": {
+            "id": model.base_id,
+            "family": model.family,
+            "sha256": model.base_hash,
+            "parameters": _base_parameters(model),
+            "preprocessing": model.preprocessing.to_dict(),
+        },
+        "run": job.about["run"],
+        "trained_adapter": job.about["adapter"],
+        "training_cases": job.about["training_cases"],
+        **{name: summarise(found, groups=by_group) for name, found in scores.items()},
+        "skipped": [asdict(case) for case in job.cases.skipped],
+        "pictures": pictures,
+        "seconds": round(seconds, 3),
+        **_environment(model),
+    }
+    if {"adapter", "zero_shot"} <= scores.keys():
+        a, b = scores["adapter"], scores["zero_shot"]
+        has_truth = [index for index, score in enumerate(a) if score.truth_area > 0]
+        summary["paired_difference"] = {
+            name: paired_difference(a, b, name, groups=by_group) for name in METRICS.names()
+        }
+        summary["paired_difference_truth_foreground"] = {
+            name: paired_difference([a[i] for i in has_truth], [b[i] for i in has_truth], name, groups=by_group)
+            for name in METRICS.names()
+        }
+    return summary
+
+
+# -- pictures ------------------------------------------------------------------------------------------------------------
+
+
+def _draw(job: _Job, scores: Mapping[str, Sequence[CaseScore]]) -> list[dict[str, Any]]:
+    """Pictures of the best, median and worst case by Dice of the first variant; what stands in them."""
+    main = next(iter(scores))
+    records = {record.case_id: record for record in job.records}
+    by_case = {name: {score.case_id: score for score in found} for name, found in scores.items()}
+    drawn: list[dict[str, Any]] = []
+    for rank, score in pick(scores[main]).items():
+        record = records[score.case_id]
+        target = job.folder.images / f"{rank}.png"
+        of_case = {name: found[score.case_id] for name, found in by_case.items()}
+        with files.atomic_path(target) as temporary:
+            _picture(job, record, of_case).save(temporary, format="PNG")
+        drawn.append(
+            {
+                "rank": rank,
+                "file": f"{job.folder.images.name}/{target.name}",
+                "case_id": score.case_id,
+                "prompt": score.prompt,
+                "truth_area": score.truth_area,
+                "dice": {name: one.values["dice"] for name, one in of_case.items()},
+                "predicted_area": {name: one.predicted_area for name, one in of_case.items()},
+            }
+        )
+    return drawn
+
+
+def pick(scores: Sequence[CaseScore]) -> dict[str, CaseScore]:
+    """Best, median and worst case by Dice, among those with something to find; equal Dice goes by case id.
+
+    Only where no case has foreground in the truth are the others looked at. Fewer than three cases give fewer.
+    """
+    chosen = [score for score in scores if score.truth_area > 0] or list(scores)
+    ranked = sorted(chosen, key=lambda score: (-score.values["dice"], score.case_id))
+    places = {"best": 0, "worst": len(ranked) - 1, "median": (len(ranked) - 1) // 2}
+    seen: set[int] = set()
+    found: dict[str, CaseScore] = {}
+    for name, place in places.items():
+        if ranked and place not in seen:
+            seen.add(place)
+            found[name] = ranked[place]
+    return {name: found[name] for name in PICKED if name in found}
+
+
+def _picture(job: _Job, record: Record, scores: Mapping[str, CaseScore]) -> Image.Image:
+    from vlsm_adapter.overlays import Panel, figure
+
+    image, truth = read_pair(record)
+    prompt = next(iter(scores.values())).prompt
+    masks = predict_variants(job.model, image, prompt, job.variants, job.protocol.threshold)
+    empty = "" if truth.any() else ": empty"
+    panels = [Panel("image"), Panel(f"truth (line){empty}", truth=truth)]
+    for name in reversed(list(masks)):  # zero-shot first, then what fine-tuning made of it
+        title = "adapter" if name == "adapter" else "zero-shot"
+        nothing = "" if masks[name].any() else ", nothing found"
+        panels.append(Panel(f"{title} (area): Dice {scores[name].values['dice']:.3f}{nothing}", truth, masks[name]))
+    return figure(image, panels, f"{record.case_id}   prompt: {prompt!r}")
+
+
+# -- small parts ---------------------------------------------------------------------------------------------------------
+
+
+def _name(path: str) -> str:
+    """The last part of a folder, file or hub id, for a folder name."""
+    return Path(path).resolve().stem or "data"
+
+
+def _check_split(split: str) -> str:
+    if split not in SPLITS:
+        raise ConfigError(f"split '{split}' is unknown: {nearest(split, SPLITS)}")
+    return split
+
+
+def _check_level(level: str) -> str:
+    # What levels there are is the data's to say; but one fixed level is asked of all cases.
+    if level == "random":
+        raise ConfigError(
+            "level 'random' draws another level per case: an evaluation asks one named level; allowed: p0 .. p9, such as p1"
+        )
+    return level
+
+
+def _trained_on(run: RunFolder) -> dict[str, Any]:
+    """What ``data.json`` says of the run's cases."""
+    try:
+        values = run.data()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run.data_file}: damaged ({error}); delete it to evaluate without comparing cases") from error
+    return values if isinstance(values, dict) else {}
+
+
+def _data_path(configured: str, trained: Mapping[str, Any]) -> str:
+    """The run's data: as configured, or, called from another folder, where it was then."""
+    absolute = str(trained.get("path", ""))
+    return absolute if absolute and not Path(configured).exists() and Path(absolute).exists() else configured
+
+
+def _compare_with_training(
+    trained: Mapping[str, Any], records: Sequence[Record], split: str, console: Console
+) -> dict[str, int] | None:
+    """How the cases differ from those the run recorded; scores on cases seen in training flatter."""
+    splits = trained.get("splits")
+    if not isinstance(splits, dict):
+        return None
+    now = {record.case_id for record in records}
+    then = set(splits.get(split, ()))
+    counts = {
+        "seen_in_training": len(now & set(splits.get("train", ()))),
+        "new": len(now - then),
+        "gone": len(then - now),
+    }
+    if split != "train" and counts["seen_in_training"]:
+        console.say(
+            f"warning: {counts['seen_in_training']} of {len(now)} {split} cases were trained on: the data has changed since"
+        )
+    return counts
+
+
+def _base_parameters(model: PromptSegmenter) -> int:
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return total - sum(
+        tensor.numel() for name in tuner.names(model) for tensor in tuner.state_dict(model, name).values()
+    )
+
+
+def _environment(model: PromptSegmenter) -> dict[str, Any]:
+    versions = {"python": platform.python_version()}
+    for package in ("vlsm-adapter", "torch", "transformers", "peft", "numpy", "scipy", "pillow"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:  # run from a source tree that is not installed
+            versions[package] = "unknown"
+    return {
+        "versions": versions,
+        "device": str(model.device),
+        "platform": platform.platform(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }

@@ -1,0 +1,140 @@
+"""What an evaluation leaves on disk, and reading it back without a model.
+
+::
+
+    EVALUATION/cases.csv             a row per case: the adapter's scores
+               zero_shot_cases.csv   the base model's on the same cases
+               summary.json          statistics, protocol, provenance
+               report.md             for people; made from the files beside it
+               images/               best, median and worst case; the learning curve
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlsm_adapter import files
+from vlsm_adapter.errors import UserError
+from vlsm_adapter.types import CaseScore
+
+FORMAT = "vlsm-evaluation"
+FORMAT_VERSION = 1
+_HEAD = ("case_id", "prompt")
+_TAIL = ("unit", "emptiness", "truth_area", "predicted_area")
+_GROUP = "group"
+
+
+@dataclass(frozen=True)
+class EvaluationFolder:
+    """Paths inside an evaluation's folder."""
+
+    path: Path
+
+    @property
+    def cases_file(self) -> Path:
+        return self.path / "cases.csv"
+
+    @property
+    def zero_shot_file(self) -> Path:
+        return self.path / "zero_shot_cases.csv"
+
+    @property
+    def summary_file(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def report_file(self) -> Path:
+        return self.path / "report.md"
+
+    @property
+    def images(self) -> Path:
+        return self.path / "images"
+
+    @property
+    def curve_file(self) -> Path:
+        return self.images / "learning_curve.svg"
+
+    def scores_file(self, variant: str) -> Path:
+        """The table of ``"adapter"`` or of ``"zero_shot"``."""
+        return self.cases_file if variant == "adapter" else self.zero_shot_file
+
+    def summary(self) -> dict[str, Any]:
+        """``summary.json``.
+
+        Raises:
+            UserError: missing, damaged, or of another format.
+        """
+        file = self.summary_file
+        if not file.is_file():
+            raise UserError(f"{self.path}: not an evaluation, it has no {file.name}; give a folder of 'vlsm evaluate'")
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{file}: damaged ({error}); run 'vlsm evaluate' again") from error
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise UserError(f"{file}: not a summary of an evaluation; run 'vlsm evaluate' again")
+        if values.get("format_version") != FORMAT_VERSION:
+            raise UserError(
+                f"{file}: format_version {values.get('format_version')!r} is not known to this version, which reads "
+                f"{FORMAT_VERSION}; update vlsm-adapter, or run 'vlsm evaluate' again"
+            )
+        return values
+
+
+def write_scores(path: Path, scores: Sequence[CaseScore], groups: Mapping[str, str | None] | None = None) -> None:
+    """Write a row per case as CSV, atomically; numbers in full, so that they read back equal.
+
+    Args:
+        groups: case id to group, for statistics later.
+    """
+    metrics = list(scores[0].values) if scores else []
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=[*_HEAD, *metrics, *_TAIL, _GROUP], lineterminator="\n")
+    writer.writeheader()
+    for score in scores:
+        writer.writerow({**score.row(), _GROUP: (groups or {}).get(score.case_id) or ""})
+    files.write_bytes(path, text.getvalue().encode("utf-8", "backslashreplace"))
+
+
+def read_scores(path: Path) -> tuple[list[CaseScore], dict[str, str | None]]:
+    """Read what :func:`write_scores` wrote: the scores, and case id to group.
+
+    Raises:
+        UserError: missing, or not such a table.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as handle:
+            reader = csv.DictReader(handle, strict=True)
+            columns = list(reader.fieldnames or ())
+            lacking = [name for name in (*_HEAD, *_TAIL) if name not in columns]
+            if lacking:
+                raise UserError(f"{path}: lacks the column '{lacking[0]}'; give a cases.csv of 'vlsm evaluate'")
+            metrics = [name for name in columns if name not in (*_HEAD, *_TAIL, _GROUP)]
+            scores: list[CaseScore] = []
+            groups: dict[str, str | None] = {}
+            for row in reader:
+                scores.append(
+                    CaseScore(
+                        case_id=row["case_id"],
+                        prompt=row["prompt"],
+                        values={name: float(row[name]) for name in metrics},
+                        unit=row["unit"],
+                        emptiness=row["emptiness"],
+                        truth_area=int(row["truth_area"]),
+                        predicted_area=int(row["predicted_area"]),
+                    )
+                )
+                groups[row["case_id"]] = row.get(_GROUP) or None
+            return scores, groups
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run 'vlsm evaluate' again") from None
+    except (OSError, csv.Error, ValueError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: not a table of scores ({error}); run 'vlsm evaluate' again") from error

@@ -1,0 +1,327 @@
+"""The report of an evaluation, in Markdown: made from the files of its folder alone, never from a model."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vlsm_adapter import files
+from vlsm_adapter.curves import line_chart
+from vlsm_adapter.errors import UserError
+from vlsm_adapter.evaluation_folder import EvaluationFolder
+
+_NAMES = {"adapter": "adapter", "zero_shot": "zero-shot"}
+_EMPTINESS = (
+    ("none", "both have foreground", "as measured"),
+    ("both", "both empty, rightly nothing found", "Dice, IoU, NSD 1; HD95 0"),
+    ("missed", "prediction empty, truth not", "Dice, IoU, NSD 0; HD95 the image diagonal"),
+    ("false_alarm", "truth empty, prediction not", "Dice, IoU, NSD 0; HD95 the image diagonal"),
+)
+_RANKS = {"best": "Best", "median": "Median", "worst": "Worst"}
+
+
+def write_report(evaluation_dir: str | Path) -> Path:
+    """Write ``report.md`` (and the learning curve, where the run's ``metrics.csv`` is found) and return its path.
+
+    Raises:
+        UserError: the folder holds no evaluation, a damaged one, or cannot be written.
+    """
+    folder = EvaluationFolder(Path(evaluation_dir))
+    summary = folder.summary()
+    curve = _learning_curve(folder, summary)
+    try:
+        text = render(summary, curve)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise UserError(
+            f"{folder.summary_file}: incomplete ({type(error).__name__}: {error}); run 'vlsm evaluate' again"
+        ) from error
+    files.write_text(folder.report_file, text)
+    return folder.report_file
+
+
+def render(summary: Mapping[str, Any], curve: str | None = None) -> str:
+    """The report's Markdown.
+
+    Args:
+        summary: what ``summary.json`` holds.
+        curve: file name of the learning curve beside the report, or None.
+    """
+    variants = [name for name in _NAMES if name in summary]
+    sections = [
+        [f"# Evaluation of {_subject(summary)} on {_code(summary['data']['name'])}, split {summary['split']}"],
+        _opening(summary, variants),
+        _headline(summary, variants),
+        _emptiness(summary, variants),
+        _words(summary),
+        _pictures(summary, variants),
+        _skipped(summary["skipped"]),
+        ["## Learning curve", "", f"![Learning curve]({curve})"] if curve else [],
+        _provenance(summary),
+    ]
+    return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
+
+
+# -- sections ------------------------------------------------------------------------------------------------------------
+
+
+def _subject(summary: Mapping[str, Any]) -> str:
+    base = _code(summary["base"]["id"])
+    adapter = summary["trained_adapter"]
+    return f"the {adapter['method']} adapter on {base}" if adapter else f"{base} (zero-shot)"
+
+
+def _opening(summary: Mapping[str, Any], variants: Sequence[str]) -> list[str]:
+    main = summary[variants[0]]
+    dice = main["metrics"]["dice"]
+    text = f"{_plural(main['n_cases'], 'case')}. Mean Dice {_interval(dice)}"
+    if "paired_difference" in summary:
+        other, gain = summary["zero_shot"]["metrics"]["dice"], summary["paired_difference"]["dice"]
+        text += f" with the adapter, {_interval(other)} zero-shot: a difference of {_interval(gain, 'mean_difference')}"
+        low, high = gain["ci_low"], gain["ci_high"]
+        if low is not None and low <= 0 <= high:
+            text += "; the interval includes no difference at all"
+    adapter = summary["trained_adapter"]
+    if adapter:
+        share = adapter["trainable_parameters"] / max(1, summary["base"]["parameters"])
+        text += (
+            f". The adapter has {adapter['trainable_parameters']:,} trainable parameters, {share:.2%} of the base's "
+            f"{summary['base']['parameters']:,}"
+        )
+    return [text + "."]
+
+
+def _headline(summary: Mapping[str, Any], variants: Sequence[str]) -> list[str]:
+    lines = ["## Scores", ""]
+    lines += _score_table(
+        {name: summary[name]["metrics"] for name in variants}, summary.get("paired_difference"), summary
+    )
+    boot = summary[variants[0]]["bootstrap"]
+    unit = "groups (patients, videos)" if boot["resampled"] == "group" else "cases"
+    lines += [
+        "",
+        f"Mean [{boot['confidence']:.0%} interval: percentile bootstrap, {boot['n_boot']} resamples of {unit}]. Logits are "
+        f"enlarged to each image's own size before the threshold of {summary['threshold']:g}.",
+    ]
+    foreground, everything = summary[variants[0]]["truth_foreground"], summary[variants[0]]["n"]
+    if 0 < foreground["n"] < everything:
+        lines += ["", f"Only the {_plural(foreground['n'], 'case')} with foreground in the truth:", ""]
+        lines += _score_table(
+            {name: summary[name]["truth_foreground"]["metrics"] for name in variants},
+            summary.get("paired_difference_truth_foreground"),
+            summary,
+        )
+    return lines
+
+
+def _score_table(
+    by_variant: Mapping[str, Mapping[str, Any]], paired: Mapping[str, Any] | None, summary: Mapping[str, Any]
+) -> list[str]:
+    head = ["metric", *(_NAMES[name] for name in by_variant)]
+    if paired:
+        head += ["difference", "better / worse / equal"]
+    rows: list[list[str]] = []
+    for metric, about in next(iter(by_variant.values())).items():
+        for unit in list(about.get("by_unit", {})) or [None]:
+            cells = [_of_unit(metrics[metric], unit) for metrics in by_variant.values()]
+            row = [_metric_name(metric, cells[0], summary["nsd_tolerance"]), *(_interval(cell) for cell in cells)]
+            if paired:
+                gain = _of_unit(paired[metric], unit)
+                row += [
+                    _interval(gain, "mean_difference", signed=True),
+                    f"{gain['a_better']} / {gain['b_better']} / {gain['tied']}",
+                ]
+            rows.append(row)
+    return _table(head, rows)
+
+
+def _of_unit(values: Mapping[str, Any], unit: str | None) -> Mapping[str, Any]:
+    if unit is None:
+        return values
+    about = {key: values[key] for key in ("display_name", "higher_is_better")}
+    return {**about, **values["by_unit"][unit]}
+
+
+def _metric_name(metric: str, about: Mapping[str, Any], tolerance: float) -> str:
+    better = "higher is better" if about["higher_is_better"] else "lower is better"
+    unit = about["unit"]
+    extra = f"at {tolerance:g} mm, or px where the spacing is unknown; " if metric == "nsd" else ""
+    extra += f"{unit}, " if unit != "ratio" else ""
+    return f"{about['display_name']} ({extra}{better})"
+
+
+def _emptiness(summary: Mapping[str, Any], variants: Sequence[str]) -> list[str]:
+    rows = [
+        [meaning, *(str(summary[name]["emptiness"][kind]) for name in variants), rule]
+        for kind, meaning, rule in _EMPTINESS
+    ]
+    return [
+        "## Empty masks",
+        "",
+        *_table(["masks", *(_NAMES[name] for name in variants), "scored as"], rows),
+    ]
+
+
+def _words(summary: Mapping[str, Any]) -> list[str]:
+    prompts = summary["prompts"]
+    level = prompts["level"]
+    if prompts["leaks"]:
+        leak = (
+            f"**Prompts of level {level} may have been drawn from the true mask**: they tell the model part of the answer, "
+            "and the scores flatter. Level p1 (the class name) does not."
+        )
+    else:
+        leak = f"Prompts of level {level} say nothing that was drawn from the true mask."
+    count = prompts["reveal_emptiness"]
+    if count:
+        leak += (
+            f' In {_plural(count, "case")} the prompt speaks of absence, such as "no ..."; the mask of '
+            f"{prompts['reveal_emptiness_truly_empty']} of them is empty. Such words give the answer without the image."
+        )
+    examples = ", ".join(_code(text) if text else "the empty prompt" for text in prompts["examples"])
+    more = ", ..." if prompts["different"] > len(prompts["examples"]) else ""
+    lines = ["## Prompts", "", leak, "", f"{_plural(prompts['different'], 'different prompt')}: {examples}{more}."]
+    training = summary.get("training_cases")
+    if training and summary["split"] != "train" and training["seen_in_training"]:
+        lines += [
+            "",
+            f"**{_plural(training['seen_in_training'], 'case')} of this split were trained on**: the data has changed since "
+            "training, and the scores flatter.",
+        ]
+    elif training and (training["new"] or training["gone"]):
+        lines += [
+            "",
+            f"Since training, {_plural(training['new'], 'case')} came to this split and {training['gone']} left it.",
+        ]
+    return lines
+
+
+def _pictures(summary: Mapping[str, Any], variants: Sequence[str]) -> list[str]:
+    if not summary["pictures"]:
+        return []
+    lines = [
+        "## Pictures",
+        "",
+        f"Best, median and worst case by the {_NAMES[variants[0]]}'s Dice, of those with something to find. The truth is the "
+        "yellow line, a prediction the blue area."
+        if any(picture["truth_area"] for picture in summary["pictures"])
+        else "No case has anything to find. A prediction is the blue area.",
+    ]
+    for picture in summary["pictures"]:
+        scores = ", ".join(f"{_NAMES[name]} Dice {value:.3f}" for name, value in picture["dice"].items())
+        empty = "; the true mask is empty" if not picture["truth_area"] else ""
+        lines += [
+            "",
+            f"{_RANKS[picture['rank']]}: {_code(picture['case_id'])}, {scores}{empty}",
+            "",
+            f"![{_RANKS[picture['rank']]} case]({picture['file']})",
+        ]
+    return lines
+
+
+def _skipped(skipped: Sequence[Mapping[str, str]]) -> list[str]:
+    if not skipped:
+        return []
+    rows = [[_cell(case["case_id"]), _cell(case["reason"])] for case in skipped]
+    return [
+        "## Cases left out",
+        "",
+        f"{_plural(len(skipped), 'case')} of the data (all splits) could not be used and are in no score.",
+        "",
+        *_table(["case", "why"], rows),
+    ]
+
+
+def _provenance(summary: Mapping[str, Any]) -> list[str]:
+    base, adapter = summary["base"], summary["trained_adapter"]
+    rows = [
+        ["command", _code(summary["command"])],
+        ["data", f"{_code(summary['data']['path'])}, split {summary['split']}, prompt level {summary['level']}"],
+        ["base model", f"{_code(base['id'])} ({base['family']}), SHA-256 {_code(base['sha256'])}"],
+        ["input", f"{' x '.join(map(str, base['preprocessing']['size']))} pixels"],
+    ]
+    if adapter:
+        settings = ", ".join(f"{key}={value}" for key, value in adapter["settings"].items())
+        rows.append(["adapter", _cell(f"{adapter['method']}: {settings}")])
+    rows += [
+        ["threshold", f"{summary['threshold']:g}"],
+        ["scoring took", f"{summary['seconds']:.1f} s on {summary['device']}"],
+        ["versions", _cell(", ".join(f"{name} {number}" for name, number in summary["versions"].items()))],
+    ]
+    return ["## How this was made", "", *_table(["", ""], rows)]
+
+
+# -- learning curve ------------------------------------------------------------------------------------------------------
+
+
+def _learning_curve(folder: EvaluationFolder, summary: Mapping[str, Any]) -> str | None:
+    """Draw the run's ``metrics.csv`` if it is there; the file name beside the report, or None."""
+    places = [folder.path.parent.parent, *([Path(summary["run"])] if summary.get("run") else [])]
+    metrics = next((place / "metrics.csv" for place in places if (place / "metrics.csv").is_file()), None)
+    if metrics is None or not summary.get("run"):
+        return None
+    try:
+        with metrics.open(encoding="utf-8", newline="") as handle:
+            rows = list(csv.DictReader(handle))
+        epochs = [float(row["epoch"]) for row in rows]
+        series = {
+            name: [float(row[column]) if row.get(column) else None for row in rows]
+            for column, name in (("train_loss", "training loss"), ("val_loss", "validation loss"), ("val_dice", "Dice"))
+            if rows and column in rows[0]
+        }
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
+        return None  # the scores stand without it
+    if not epochs or not series:
+        return None
+    files.write_text(folder.curve_file, line_chart("Training", "epoch", epochs, series))
+    return f"{folder.images.name}/{folder.curve_file.name}"
+
+
+# -- Markdown ------------------------------------------------------------------------------------------------------------
+
+
+def _interval(about: Mapping[str, Any], key: str = "mean", *, signed: bool = False) -> str:
+    value, low, high = about[key], about["ci_low"], about["ci_high"]
+    if value is None:
+        return "-"
+    digits = 4 if about["unit"] == "ratio" else 2
+    sign = "+" if signed else ""
+    shown = f"{value:{sign}.{digits}f}"
+    return shown if low is None else f"{shown} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [
+        f"| {' | '.join(head)} |",
+        f"|{'---|' * len(head)}",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
+
+
+def _cell(text: str) -> str:
+    """Text from outside as plain text of a table cell."""
+    flat = " ".join(str(text).split())
+    for char, safe in (
+        ("&", "&amp;"),
+        ("<", "&lt;"),
+        ("\\", "\\\\"),
+        ("|", "\\|"),
+        ("`", "\\`"),
+        ("*", "\\*"),
+        ("_", "\\_"),
+    ):
+        flat = flat.replace(char, safe)
+    return flat.replace("[", "\\[")
+
+
+def _code(text: str) -> str:
+    """Text from outside as code."""
+    flat = " ".join(str(text).split()).replace("|", "\\|")
+    fence = "``" if "`" in flat else "`"
+    pad = " " if "`" in flat else ""
+    return f"{fence}{pad}{flat}{pad}{fence}" if flat else "(empty)"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -1,0 +1,147 @@
+"""Fixtures shared by all tests: a small random CLIPSeg in Hugging Face format, built once, and where the extras are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from vlsm_adapter.models import load_model
+from vlsm_adapter.models.base import PromptSegmenter
+
+WORDS = ("polyp", "skin", "lesion", "tumor", "left", "heart", "the", "of", "image", "a", "in", "round", "small")
+INPUT_SIZE = 32
+PATCH = 8
+CONTEXT = 12
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_and_narrow() -> Iterator[None]:
+    # Small matrices are slower on many threads, and the order of sums should not depend on the machine.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def shared_folder() -> Path:
+    """The folder of large fixtures beside the checkout; a test that needs it is skipped where it is absent."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared (large fixtures, not part of the repository)")
+    return folder
+
+
+def small_config(**changes: object) -> dict:
+    """``config.json`` of a CLIPSeg that runs in a millisecond; the last vision block is read by nothing."""
+    text = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "max_position_embeddings": CONTEXT,
+    }
+    vision = {
+        "hidden_size": 24,
+        "intermediate_size": 48,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 3,
+        "image_size": INPUT_SIZE,
+        "patch_size": PATCH,
+    }
+    values: dict = {
+        "text_config": text,
+        "vision_config": vision,
+        "projection_dim": 16,
+        "extract_layers": [0, 1, 3],
+        "reduce_dim": 8,
+        "decoder_num_attention_heads": 2,
+        "decoder_intermediate_size": 16,
+    }
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            values[key] = {**values[key], **value}
+        else:
+            values[key] = value
+    return values
+
+
+def build_clipseg(seed: int = 0, **changes: object):  # type: ignore[no-untyped-def]
+    """A stock CLIPSegForImageSegmentation with random weights large enough that every part matters."""
+    from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
+
+    torch.manual_seed(seed)
+    stock = CLIPSegForImageSegmentation(CLIPSegConfig(**small_config(**changes))).eval()
+    with torch.no_grad():
+        for parameter in stock.parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(std=parameter.shape[-1] ** -0.5)
+            else:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return stock
+
+
+def small_tokenizer():  # type: ignore[no-untyped-def]
+    """A CLIP tokenizer whose merges know a few words; anything else falls into letters."""
+    from transformers import CLIPTokenizer
+
+    letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
+    vocabulary = [*letters, *(f"{letter}</w>" for letter in letters)]
+    merges: list[tuple[str, str]] = []
+    for word in WORDS:
+        pieces = [*word[:-1], f"{word[-1]}</w>"]
+        while len(pieces) > 1:
+            merges.append((pieces[0], pieces[1]))
+            pieces[:2] = [pieces[0] + pieces[1]]
+    merges = list(dict.fromkeys(merges))
+    vocabulary += [left + right for left, right in merges]
+    vocabulary = [*dict.fromkeys(vocabulary), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(
+        vocab={token: number for number, token in enumerate(vocabulary)}, merges=merges, model_max_length=CONTEXT
+    )
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random CLIPSeg with tokenizer and preprocessing, in Hugging Face format. Read only: copy it to change it."""
+    from vlsm_adapter import files
+    from vlsm_adapter.models.preprocessing import Preprocessing
+
+    folder = tmp_path_factory.mktemp("base") / "small-clipseg"
+    tokenizer = small_tokenizer()
+    start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    text = {"vocab_size": len(tokenizer), "bos_token_id": start, "eos_token_id": end, "pad_token_id": end}
+    build_clipseg(text_config=text).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    files.write_json(folder / "preprocessor_config.json", Preprocessing(size=(32, 32)).to_hugging_face())
+    return folder
+
+
+@pytest.fixture
+def model(base_folder: Path) -> PromptSegmenter:
+    """The small model, freshly loaded."""
+    return load_model(base_folder)
+
+
+@pytest.fixture
+def inputs(model: PromptSegmenter) -> dict[str, torch.Tensor]:
+    """Two images and two prompts of unequal length, as keyword arguments of the model."""
+    tokens = model.tokenize(["polyp", "the small round skin lesion"])
+    pixels = torch.randn(2, 3, INPUT_SIZE, INPUT_SIZE, generator=torch.Generator().manual_seed(1))
+    return {"pixel_values": pixels, "input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
+
+
+@pytest.fixture
+def new_model(base_folder: Path) -> Callable[..., PromptSegmenter]:
+    """``new_model(**changes_of_config)``: an in-memory model, with the tokenizer's numbers of special tokens."""
+    from vlsm_adapter.models.clipseg import CLIPSeg
+
+    def build(seed: int = 0, **changes: object) -> PromptSegmenter:
+        special = {"vocab_size": 50, "bos_token_id": 48, "eos_token_id": 49, "pad_token_id": 49}
+        text = {**special, **changes.pop("text_config", {})}  # type: ignore[dict-item]
+        return CLIPSeg(build_clipseg(seed, text_config=text, **changes), base_id="in memory")
+
+    return build
