@@ -1,0 +1,104 @@
+"""Configuration: round trip, and every error of a recipe at once."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlsm_adapter.config import RunConfig
+from vlsm_adapter.errors import ConfigError
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+known = st.sampled_from(["data", "model", "adapter", "train", "log", "path", "lr", "epochs", "method", "settings"])
+recipes = st.dictionaries(known | st.text(max_size=6), st.dictionaries(known, values, max_size=3) | values, max_size=5)
+
+
+def load(text: str, tmp_path: Path, **keywords: object) -> RunConfig:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text, encoding="utf-8")
+    return RunConfig.load(file, **keywords)  # type: ignore[arg-type]
+
+
+def test_written_and_read_again_it_is_equal(tmp_path: Path) -> None:
+    config = RunConfig.load(
+        None, {"data.path": "x"}, ["train.lr=1e-4", "adapter.settings.parts=vl", "data.prompt=polyp"]
+    )
+    assert config.train.lr == 1e-4
+    assert dict(config.adapter.settings) == {"parts": "vl"}
+    assert load(config.to_yaml(), tmp_path) == config
+
+
+def test_all_errors_are_reported_at_once_a_line_each(tmp_path: Path) -> None:
+    recipe = """
+    data: {path: x, level: p11}
+    model: {nam: tiny}
+    adapter: {method: dens}
+    train: {epochs: 0, lr: fast, batch_size: true, precision: 8bit}
+    lgo: {}
+    """
+    with pytest.raises(ConfigError) as caught:
+        load(recipe, tmp_path)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 7, lines
+    assert all(line.startswith(str(tmp_path / "recipe.yaml")) for line in lines)
+    assert "did you mean 'name'?" in str(caught.value)
+    assert "did you mean 'log'?" in str(caught.value)
+
+
+def test_an_unknown_adapter_or_setting_shows_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="unknown adapter 'dens': did you mean 'dense'"):
+        RunConfig.load(None, {"data.path": "x", "adapter.method": "dens"})
+    with pytest.raises(ConfigError, match="did you mean 'bottleneck_dim'"):
+        RunConfig.load(None, {"data.path": "x"}, ["adapter.settings.bottleneck_dims=8"])
+    with pytest.raises(ConfigError, match=r"bottleneck_dim=0: must be a whole number"):
+        RunConfig.load(None, {"data.path": "x"}, ["adapter.settings.bottleneck_dim=0"])
+
+
+def test_overrides_win_over_the_file_and_none_is_no_override(tmp_path: Path) -> None:
+    config = load(
+        "data: {path: x}\ntrain: {lr: 0.1, seed: 7}", tmp_path, overrides={"train.lr": 0.2, "train.seed": None}
+    )
+    assert (config.train.lr, config.train.seed) == (0.2, 7)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("data: [", "not YAML"),
+        ("- 1\n- 2", "must hold sections"),
+        ("data: {path: x, fractions: [0.5, 0.5]}", "3 values"),
+        ("data: {path: x, fractions: [0.5, 0.5, 0.5]}", "sum to 1"),
+        ("train: 3\ndata: {path: x}", "must be a section"),
+        ("data: {path: x}\ntrain: {lr: .nan}", "must be from"),
+        ("", "data.path is missing"),
+    ],
+)
+def test_wrong_recipes_say_what_is_wrong(text: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load(text, tmp_path)
+
+
+def test_missing_file_and_malformed_assignment() -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        RunConfig.load("no/such/recipe.yaml")
+    with pytest.raises(ConfigError, match=r"write section\.key=value"):
+        RunConfig.load(None, {"data.path": "x"}, ["train.lr"])
+
+
+@given(recipes)
+def test_no_recipe_does_more_than_raise_a_config_error(recipe: dict) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "recipe.yaml"
+        file.write_text(yaml.safe_dump(recipe, allow_unicode=True), encoding="utf-8")
+        with contextlib.suppress(ConfigError):
+            assert RunConfig.load(file).data.path
