@@ -244,7 +244,7 @@ def data_phantoms(
     console = Console(quiet=quiet)
     chosen = tuple(modality or MODALITIES)
     with console.bar("phantoms", cases * len(chosen)) as advance:
-        write_phantoms(out, cases_per_modality=cases, seed=seed, modalities=chosen, progress=advance)
+        write_phantoms(out, cases_per_modality=cases, seed=seed, modalities=chosen, progress=lambda done, _: advance(done))
     console.say(f"{out}: {cases * len(chosen)} cases")
 
 

@@ -6,10 +6,6 @@ killed at any moment and resumed ends with the same bits as one left alone (on t
 
 from __future__ import annotations
 
-import csv
-import io
-import math
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,24 +16,21 @@ from lightning_fabric import Fabric
 from vlsm_adapter import checkpoint, files
 from vlsm_adapter.adapters import adapter_config
 from vlsm_adapter.adapters.attach import AttachReport, attach
-from vlsm_adapter.adapters.folder import AdapterInfo, save_adapter
+from vlsm_adapter.adapters.folder import AdapterInfo
 from vlsm_adapter.checkpoint import Progress
 from vlsm_adapter.config import RunConfig
 from vlsm_adapter.console import Console, log_to
 from vlsm_adapter.data.cases import Cases, load_cases, try_all
-from vlsm_adapter.data.loaders import CaseDataset, make_loader
+from vlsm_adapter.data.loaders import CaseDataset
 from vlsm_adapter.data.prompts import choose_prompt, leaks
-from vlsm_adapter.errors import TrainingError, UserError
+from vlsm_adapter.errors import UserError
+from vlsm_adapter.fit import THRESHOLD, Session, fit
 from vlsm_adapter.interrupt import StopSignal
 from vlsm_adapter.logs import Logs
-from vlsm_adapter.losses import LOSSES
 from vlsm_adapter.models import load_model
 from vlsm_adapter.models.base import PromptSegmenter
-from vlsm_adapter.optimization import check_gradients, choose_precision, learning_rate, make_optimizer, step_plateau
+from vlsm_adapter.optimization import choose_precision, make_optimizer
 from vlsm_adapter.run_folder import RunFolder, environment
-from vlsm_adapter.types import Batch
-
-THRESHOLD = 0.5
 
 
 def train(config: RunConfig, out: str | Path, *, console: Console | None = None) -> RunFolder:
@@ -162,22 +155,6 @@ def _dataset(config: RunConfig, model: PromptSegmenter, records: list, level: st
 # -- set up: folder, optimizer, saved state ------------------------------------------------------------------------------
 
 
-@dataclass
-class Session:
-    """A run under way."""
-
-    parts: Parts
-    folder: RunFolder
-    console: Console
-    fabric: Fabric
-    wrapped: Any  # the model as Fabric drives it
-    optimizer: Any
-    progress: Progress
-    logs: Logs
-    info: AdapterInfo
-    stop: StopSignal
-
-
 def set_up(parts: Parts, folder: RunFolder, console: Console) -> Session:
     """Write what is known before training, move to the device, and take up the saved state if there is one."""
     config = parts.config
@@ -209,186 +186,20 @@ def set_up(parts: Parts, folder: RunFolder, console: Console) -> Session:
     )
     logs = Logs(config, folder, first_step=progress.update)
     return Session(
-        parts, folder, console, fabric, wrapped, wrapped_optimizer, progress, logs, info, StopSignal(console)
+        config=config,
+        model=parts.model,
+        train_data=parts.train_data,
+        val_data=parts.val_data,
+        folder=folder,
+        console=console,
+        fabric=fabric,
+        wrapped=wrapped,
+        optimizer=wrapped_optimizer,
+        progress=progress,
+        logs=logs,
+        info=info,
+        stop=StopSignal(console),
     )
-
-
-# -- fit -----------------------------------------------------------------------------------------------------------------
-
-
-def fit(session: Session) -> None:
-    """Epochs until the end, a stop for want of progress, or an interruption; the state is saved after each."""
-    config, progress = session.parts.config.train, session.progress
-    with session.stop.listening():
-        while progress.finished is None:
-            started = time.perf_counter()
-            _train_epoch(session)
-            progress.epoch_seconds += time.perf_counter() - started
-            row = _validate(session)
-            _end_epoch(session, row)
-            if progress.epoch >= config.epochs:
-                progress.finished = f"all {config.epochs} epochs"
-            elif config.patience and progress.stale >= config.patience:
-                progress.finished = f"no better validation Dice for {config.patience} epochs"
-            checkpoint.save_state(session.folder.state_file, session.parts.model, _plain(session.optimizer), progress)
-            if progress.finished is None:
-                session.stop.check(session.folder)
-    session.console.say(
-        f"finished: {progress.finished}; best validation Dice {progress.best:.4f} in epoch {progress.best_epoch}"
-    )
-
-
-def _train_epoch(session: Session) -> None:
-    config, progress, parts = session.parts.config.train, session.progress, session.parts
-    parts.train_data.set_epoch(progress.epoch)
-    loader = make_loader(
-        parts.train_data,
-        parts.model.tokenize,
-        batch_size=config.batch_size,
-        shuffle=True,
-        seed=config.seed,
-        epoch=progress.epoch,
-        num_workers=config.workers,
-        start_batch=progress.batch,
-        pin_memory=session.fabric.device.type == "cuda",
-    )
-    batches = math.ceil(len(parts.train_data) / config.batch_size)
-    updates = config.epochs * math.ceil(batches / config.accumulate)
-    loss_of = LOSSES.get(config.loss)
-    saved = time.monotonic()
-    description = f"epoch {progress.epoch + 1}/{config.epochs}"
-    with session.console.bar(description, batches) as advance:
-        for batch in loader:
-            group_start = progress.batch - progress.batch % config.accumulate
-            group = min(config.accumulate, batches - group_start)
-            last_of_group = (progress.batch + 1 - group_start) == group
-            with session.fabric.no_backward_sync(session.wrapped, enabled=not last_of_group):
-                loss = _loss(session, batch, loss_of)
-                value = loss.item()
-                if not math.isfinite(value):
-                    raise TrainingError(
-                        f"loss is {value} in epoch {progress.epoch + 1}, batch {progress.batch + 1} (cases "
-                        f"{', '.join(list(batch.case_ids)[:3])}, ...); the last good state is kept in "
-                        f"{session.folder.path}: lower train.lr, or use train.precision=32-true"
-                    )
-                session.fabric.backward(loss / group)
-            progress.epoch_loss += value * len(batch.case_ids)
-            progress.epoch_cases += len(batch.case_ids)
-            if last_of_group:
-                if progress.update == 0:
-                    check_gradients(parts.model)
-                _update(session, updates)
-            progress.batch += 1
-            advance(progress.batch, note=f"loss {progress.epoch_loss / progress.epoch_cases:.4f}")
-            if last_of_group and progress.batch < batches:
-                stopping = session.stop.requested
-                if stopping or time.monotonic() - saved >= config.save_seconds:
-                    checkpoint.save_state(session.folder.state_file, parts.model, _plain(session.optimizer), progress)
-                    saved = time.monotonic()
-                session.stop.check(session.folder)
-
-
-def _loss(session: Session, batch: Batch, loss_of: Any) -> torch.Tensor:
-    if batch.masks is None:
-        raise TrainingError(f"case {batch.case_ids[0]}: has no mask; training needs one for every case")
-    logits, masks = _logits_and_masks(session, batch)
-    return loss_of(logits, masks)
-
-
-def _logits_and_masks(session: Session, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits and masks, both (P, H, W) at the network's input size."""
-    batch = _to_device(batch, session.fabric.device)
-    assert batch.masks is not None
-    logits = session.wrapped(
-        pixel_values=batch.pixel_values,
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        image_index=batch.image_index,
-    )[:, 0]
-    return _at_size_of(logits, batch.masks), batch.masks
-
-
-def _update(session: Session, updates: int) -> None:
-    config, progress = session.parts.config.train, session.progress
-    lr = learning_rate(config, progress.update, updates) * progress.plateau.get("factor", 1.0)
-    for group in session.optimizer.param_groups:
-        group["lr"] = lr
-    if config.clip_norm:
-        session.fabric.clip_gradients(
-            session.wrapped, session.optimizer, max_norm=config.clip_norm, error_if_nonfinite=False
-        )
-    session.optimizer.step()
-    session.optimizer.zero_grad(set_to_none=True)
-    progress.update += 1
-
-
-@torch.no_grad()
-def _validate(session: Session) -> dict[str, float]:
-    """Mean loss and Dice over the validation cases, at the network's resolution, with fixed prompts."""
-    config, parts = session.parts.config.train, session.parts
-    loader = make_loader(
-        parts.val_data,
-        parts.model.tokenize,
-        batch_size=config.batch_size,
-        shuffle=False,
-        seed=config.seed,
-        num_workers=config.workers,
-    )
-    loss_of = LOSSES.get(config.loss)
-    losses = dices = 0.0
-    count = 0
-    with session.console.bar("validation", math.ceil(len(parts.val_data) / config.batch_size)) as advance:
-        for number, batch in enumerate(loader, start=1):
-            logits, masks = _logits_and_masks(session, batch)
-            cases = len(batch.case_ids)
-            losses += loss_of(logits, masks).item() * cases
-            dices += batch_dice(logits.float().sigmoid() > THRESHOLD, masks > 0.5).sum().item()
-            count += cases
-            advance(number)
-    return {"val_loss": losses / count, "val_dice": dices / count}
-
-
-def batch_dice(prediction: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Dice (P,) of boolean masks (P, H, W); two empty masks agree: 1."""
-    overlap = (prediction & truth).sum((1, 2)).double()
-    size = (prediction.sum((1, 2)) + truth.sum((1, 2))).double()
-    return torch.where(size == 0, torch.ones_like(size), 2 * overlap / size.clamp(min=1))
-
-
-def _end_epoch(session: Session, scores: dict[str, float]) -> None:
-    config, progress = session.parts.config.train, session.progress
-    row = {
-        "epoch": progress.epoch + 1,
-        "updates": progress.update,
-        "train_loss": progress.epoch_loss / max(1, progress.epoch_cases),
-        **scores,
-        "learning_rate": session.optimizer.param_groups[0]["lr"],
-        "images_per_second": progress.epoch_cases / max(progress.epoch_seconds, 1e-9),
-        "seconds": progress.epoch_seconds,
-    }
-    progress.history.append(row)
-    gained = progress.best < 0 or scores["val_dice"] > progress.reference + config.min_delta
-    progress.stale = 0 if gained else progress.stale + 1
-    if gained:
-        progress.reference = scores["val_dice"]
-    best = scores["val_dice"] > progress.best
-    if best:
-        progress.best, progress.best_epoch = scores["val_dice"], progress.epoch + 1
-        info = AdapterInfo(**{**asdict(session.info), "scores": {"validation Dice": scores["val_dice"]}})
-        save_adapter(session.parts.model, session.folder.adapter, info=info)
-    if config.schedule == "plateau":
-        step_plateau(progress, scores["val_loss"])
-    files.write_text(session.folder.metrics_file, _csv(progress.history))
-    session.logs.write({key: value for key, value in row.items() if key not in ("epoch", "updates")}, progress.update)
-    session.console.say(
-        f"epoch {row['epoch']:>3}/{config.epochs}: loss {row['train_loss']:.4f}, validation loss {row['val_loss']:.4f}, "
-        f"Dice {row['val_dice']:.4f}{' (best)' if best else ''}, "
-        f"{row['images_per_second']:.1f} images/s"
-    )
-    progress.epoch += 1
-    progress.batch, progress.epoch_loss, progress.epoch_cases, progress.epoch_seconds = 0, 0.0, 0, 0.0
-    if (state := session.fabric._precision.state_dict()) is not None:
-        progress.scaler = state
 
 
 # -- close ---------------------------------------------------------------------------------------------------------------
@@ -397,39 +208,6 @@ def _end_epoch(session: Session, scores: dict[str, float]) -> None:
 def close(session: Session) -> None:
     """Flush the logs."""
     session.logs.close()
-
-
-# -- small parts ---------------------------------------------------------------------------------------------------------
-
-
-def _to_device(batch: Batch, device: torch.device) -> Batch:
-    if device.type == "cpu":
-        return batch
-    moved = {
-        name: getattr(batch, name).to(device, non_blocking=True)
-        for name in ("pixel_values", "input_ids", "attention_mask", "image_index")
-    }
-    masks = None if batch.masks is None else batch.masks.to(device, non_blocking=True)
-    return Batch(**moved, masks=masks, case_ids=batch.case_ids, prompts=batch.prompts)
-
-
-def _at_size_of(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Logits (P, h, w) at the size (H, W) of the masks; a decoder may answer at a lower resolution."""
-    if logits.shape[-2:] == masks.shape[-2:]:
-        return logits
-    return torch.nn.functional.interpolate(logits[:, None].float(), size=masks.shape[-2:], mode="bilinear")[:, 0]
-
-
-def _plain(optimizer: Any) -> torch.optim.Optimizer:
-    return getattr(optimizer, "optimizer", optimizer)
-
-
-def _csv(rows: list[dict[str, float]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _data_summary(parts: Parts) -> dict[str, Any]:
