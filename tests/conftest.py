@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -120,10 +121,15 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def model(base_folder: Path) -> PromptSegmenter:
-    """The small model, freshly loaded."""
+@pytest.fixture(scope="session")
+def _loaded(base_folder: Path) -> PromptSegmenter:
     return load_model(base_folder)
+
+
+@pytest.fixture
+def model(_loaded: PromptSegmenter) -> PromptSegmenter:
+    """The small model as loaded from ``base_folder``, the test's own."""
+    return copy.deepcopy(_loaded)
 
 
 @pytest.fixture

@@ -28,9 +28,13 @@ _MAX_MIDDLE = 0.15
 _MAX_LABELS = 64
 # Channels of a grey picture saved as colour JPEG differ by rounding.
 _GREY_TOLERANCE = 12
-# The foreground of a colour mask is one colour; that of a colour photograph is not.
+# The same for a colour mask in a JPEG, which keeps the colour channels at half the resolution: the foreground is of one
+# strong colour, which that of a photograph is not.
 _COLOUR_NEAR = 8
-_MIN_OF_ONE_COLOUR = 0.6
+_MIN_OF_ONE_COLOUR = 0.4
+_MIN_DARK_OF_COLOUR = 0.5
+_MIN_COLOUR = 170
+_MAX_SECOND_HUE = 0.1
 
 
 def from_values(values: np.ndarray, name: str, *, lossy: bool, mask_value: int | None = None) -> Mask:
@@ -197,17 +201,24 @@ def _two_heaps(scaled: np.ndarray) -> bool:
 def _lossy_colour(pixels: np.ndarray, name: str) -> Mask:
     strongest = _strongest(pixels)
     bright = strongest > 127
-    dark_at_bottom = 0.0 if bright.all() else np.mean(strongest[~bright] <= _NEAR_END)
-    if not bright.any() or dark_at_bottom < _MIN_DARK_AT_END:
+    share = float(np.mean(bright))
+    if share == 0 or np.mean((strongest > 63) & (strongest < 192)) > _MAX_MIDDLE:
         raise DataError(_no_colour_mask(name))
-    hues = (pixels[bright] > 127) @ np.array([4, 2, 1])
+    if share < 1 and np.mean(strongest[~bright] <= _NEAR_END) < _MIN_DARK_OF_COLOUR:
+        raise DataError(_no_colour_mask(name))
+    foreground = pixels[bright]
+    hues = (foreground > 127) @ np.array([4, 2, 1])
     shares = np.bincount(hues, minlength=8) / len(hues)
-    of_main_hue = pixels[bright][hues == shares.argmax()].astype(np.int16)
-    away = np.abs(of_main_hue - np.median(of_main_hue, axis=0)).max(axis=1)
-    if np.mean(away <= _COLOUR_NEAR) < _MIN_OF_ONE_COLOUR:
+    of_main_hue = foreground[hues == shares.argmax()].astype(np.int16)
+    colour = np.median(of_main_hue, axis=0)
+    # Of a small foreground most is edge. Where nearly all is foreground, all of it must be of the colour.
+    judged, wanted = (of_main_hue, _MIN_OF_ONE_COLOUR if share > 0.3 else _MIN_OF_ONE_COLOUR / 2)
+    if share >= 0.98:
+        judged, wanted = foreground, 0.98
+    if np.mean(np.abs(judged - colour).max(axis=1) <= _COLOUR_NEAR) < wanted or colour.max() < _MIN_COLOUR:
         raise DataError(_no_colour_mask(name))
     # Along edges the colour channels, which JPEG keeps at half the resolution, mix; a second label is more than that.
-    if np.sort(shares)[-2] > 0.1:
+    if np.sort(shares)[-2] > _MAX_SECOND_HUE:
         raise DataError(
             f"{name}: several colours in a lossy file, labels that cannot be told apart: save the mask as PNG with one of them"
         )

@@ -75,11 +75,6 @@ def load_records(
         raise DataError('the prompt is empty: say what the masks show, e.g. --prompt "polyp"')
     collector = Collector(skip_bad)
     read_layout(root, prompt, collector)
-    if not collector.drafts:
-        reason = (
-            f" ({len(collector.skipped)} bad, the first: {collector.skipped[0].reason})" if collector.skipped else ""
-        )
-        raise DataError(f"{root}: holds no usable case{reason}")
     name = root.parent.name if root.is_file() else root.name
     records, left_out = finish(collector.drafts, dataset=name, prompt=prompt, skip_bad=skip_bad)
     # Splits come before checks, so that a bad case does not move the others.
@@ -87,9 +82,11 @@ def load_records(
     good, bad = records, list[Skipped]()
     if checks or labelled:
         good, bad = check_records(records, skip_bad=skip_bad, labelled=labelled, headers=checks)
+    skipped = [*collector.skipped, *left_out, *bad]
     if not good:
-        raise DataError(f"{root}: no usable case is left of {len(records)}, the first: {bad[0].reason}")
-    return good, [*collector.skipped, *left_out, *bad]
+        first = f": all {len(skipped)} are bad, the first: {skipped[0].reason}" if skipped else ""
+        raise DataError(f"{root}: holds no usable case{first}")
+    return good, skipped
 
 
 def read_layout(root: Path, prompt: str | None, collector: Collector) -> None:

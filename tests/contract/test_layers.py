@@ -1,0 +1,102 @@
+"""The dependency directions, read off the imports: types <- models <- adapters <- verbs; data and metrics stand apart."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import vlsm_adapter
+
+ROOT = Path(vlsm_adapter.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+FOUNDATIONS = {"errors", "files", "registry", "types"}
+# What a package may import of ours beside itself. A name missing here is a verb: it may import anything.
+MAY_IMPORT = {
+    "errors": set(),
+    "files": {"errors"},
+    "registry": {"errors"},
+    "types": set(),
+    "models": FOUNDATIONS,
+    "adapters": FOUNDATIONS | {"models"},
+    "interop": FOUNDATIONS | {"models", "adapters"},
+    "data": FOUNDATIONS,
+    "metrics": FOUNDATIONS,
+    "losses": FOUNDATIONS,
+}
+HEAVY = {"torch", "transformers", "peft", "scipy", "matplotlib", "numpy", "PIL", "lightning_fabric", "tensorboard"}
+LIGHT = ("__init__.py", "errors.py", "files.py", "registry.py", "types.py", "models/__init__.py", "cli.py")
+
+
+def package_of(path: Path) -> str:
+    """``models`` for src/vlsm_adapter/models/base.py, ``train`` for src/vlsm_adapter/train.py."""
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports_of(path: Path, *, top_level_only: bool = False) -> set[str]:
+    """Dotted names of the modules that ``path`` imports; those for type checkers alone are left out at the top level."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = list(ast.walk(tree))
+    if top_level_only:
+        nodes = []
+        for node in tree.body:
+            for_types = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+            if not for_types and not isinstance(node, ast.FunctionDef | ast.ClassDef):
+                nodes += ast.walk(node)
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module is not None
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def ours_in(path: Path) -> set[str]:
+    return {name.split(".")[1] for name in imports_of(path) if name.startswith("vlsm_adapter.")}
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_imports_point_downwards(path: Path) -> None:
+    package = package_of(path)
+    if package in MAY_IMPORT:
+        assert ours_in(path) <= MAY_IMPORT[package] | {package}, "imports of a layer above or beside it"
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_parts_do_not_see_the_run_configuration(path: Path) -> None:
+    if package_of(path) in MAY_IMPORT:
+        assert not {name for name in imports_of(path) if name.startswith("vlsm_adapter.config")}
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_peft_has_one_file(path: Path) -> None:
+    uses = {name for name in imports_of(path) if name.split(".")[0] == "peft"}
+    assert not uses or named(path) == "adapters/tuner.py"
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_torchvision_is_not_used(path: Path) -> None:
+    assert not {name for name in imports_of(path) if name.split(".")[0] == "torchvision"}
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_light_modules_import_nothing_heavy(name: str) -> None:
+    if not (ROOT / name).is_file():
+        pytest.skip(f"there is no {name}")
+    assert not {module.split(".")[0] for module in imports_of(ROOT / name, top_level_only=True)} & HEAVY
+
+
+def test_the_rule_would_notice() -> None:
+    """The reader of imports sees what it should: our own lazily imported layers among them."""
+    assert "models" in ours_in(ROOT / "adapters" / "folder.py")
+    assert "torch" in imports_of(ROOT / "models" / "__init__.py")
+    assert "torch" not in imports_of(ROOT / "models" / "__init__.py", top_level_only=True)
+    assert {path.name for path in FILES} >= {"tuner.py", "clipseg.py"}

@@ -1,0 +1,557 @@
+"""Layouts as people have them, and lists of cases as nobody should have them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from vlsm_adapter.data import entries
+from vlsm_adapter.data.layouts import natural_key
+from vlsm_adapter.data.records import list_images, load_records, write_manifest
+from vlsm_adapter.errors import ConfigError, DataError
+from vlsm_adapter.types import Record
+
+SHARED = Path(__file__).parents[3] / ".." / "shared" / "data"
+PROMPTS = {"p0": "", "p1": "polyp", "p7": ["polyp which grows", "polyp which is a lump"]}
+
+
+def put(path: Path, size: tuple[int, int] = (12, 8), mask: bool = False) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.zeros((size[1], size[0]), np.uint8)
+    pixels[2:5, 3:7] = 255
+    Image.fromarray(pixels if mask else np.repeat(pixels[..., None] // 2, 3, axis=2)).save(path)
+    return path
+
+
+def published(root: Path, counts: dict[str, int] | None = None, images: str = "images", masks: str = "masks") -> Path:
+    for split, count in (counts or {"train": 4, "val": 1, "test": 2}).items():
+        rows = []
+        for i in range(count):
+            put(root / images / f"{split}{i}.jpg")
+            put(root / masks / f"{split}{i}.png", mask=True)
+            rows.append({"img_name": f"{split}{i}.jpg", "mask_name": f"{split}{i}.png", "prompts": PROMPTS, "cat": 0})
+        (root / "anns").mkdir(exist_ok=True)
+        (root / "anns" / f"{split}.json").write_text(json.dumps(rows))
+    return root
+
+
+def manifest(root: Path, *rows: Any, name: str = "records.jsonl") -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    text = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    (root / name).write_text(text, encoding="utf-8")
+    return root / name
+
+
+def refused(path: Path, *parts: str, **options: Any) -> str:
+    with pytest.raises(DataError) as error:
+        load_records(path, **options)
+    message = str(error.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message, message
+    return message
+
+
+# The published layout
+
+
+def test_published_layout(tmp_path: Path) -> None:
+    records, skipped = load_records(published(tmp_path / "kvasir"))
+    assert skipped == []
+    assert [record.case_id for record in records] == ["train0", "train1", "train2", "train3", "val0", "test0", "test1"]
+    first = records[0]
+    assert first.image == tmp_path / "kvasir" / "images" / "train0.jpg"
+    assert first.mask == tmp_path / "kvasir" / "masks" / "train0.png"
+    assert first.prompts == {"p0": ("",), "p1": ("polyp",), "p7": tuple(PROMPTS["p7"])}
+    assert (first.split, first.group, first.spacing, first.dataset) == ("train", None, None, "kvasir")
+    assert {record.split for record in records} == {"train", "val", "test"}
+
+
+def test_published_without_val_takes_it_from_train(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    records, _ = load_records(published(tmp_path, {"train": 16, "test": 3}))
+    assert sum(record.split == "val" for record in records) == 2
+    assert "no val split" in caplog.text
+    again, _ = load_records(tmp_path, split_seed=0)
+    assert again == records
+    other, _ = load_records(tmp_path, split_seed=1)
+    assert other != records
+
+
+def test_published_with_one_split(tmp_path: Path) -> None:
+    assert {record.split for record in load_records(published(tmp_path, {"test": 2}))[0]} == {"test"}
+
+
+def test_camus_like_sub_folders(tmp_path: Path) -> None:
+    names = ["patient1_2CH_ED.png", "patient2_2CH_ED.png"]
+    for split, sub in (("train", "train"), ("test", "test")):
+        for name in names:
+            put(tmp_path / "images" / sub / name)
+            for label in (1, 2):
+                put(tmp_path / "masks" / sub / f"mask_{label}" / name, mask=True)
+        rows = [{"img_name": n, "mask_name": f"mask_{k}/{n}", "prompts": PROMPTS} for n in names for k in (1, 2)]
+        (tmp_path / "anns").mkdir(exist_ok=True)
+        (tmp_path / "anns" / f"{split}.json").write_text(json.dumps(rows[:2] if split == "train" else rows))
+    # The published validation cases of CAMUS come from the training folder and share their names with test cases.
+    (tmp_path / "anns" / "val.json").write_text(json.dumps(rows[2:]))
+    records, skipped = load_records(tmp_path)
+    assert skipped == []
+    assert len({record.case_id for record in records}) == 8
+    assert records[0].case_id == "train__patient1_2CH_ED__train__mask_1__patient1_2CH_ED"
+    assert [record.image.parent.name for record in records] == ["train"] * 4 + ["test"] * 4
+    # One image with two masks is one group.
+    assert records[0].group == records[1].group is not None
+    assert len({record.group for record in records}) == 4
+
+
+def test_a_case_in_two_splits_is_kept_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    published(tmp_path, {"train": 2, "test": 1})
+    rows = json.loads((tmp_path / "anns" / "train.json").read_text())
+    (tmp_path / "anns" / "test.json").write_text(json.dumps([rows[0]]))
+    records, _ = load_records(tmp_path, fractions=(0.8, 0, 0.2))
+    assert [record.case_id for record in records] == ["train0", "train1", "train0__test"]
+    assert "more than one split" in caplog.text
+
+
+def test_a_case_listed_twice_is_used_once_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    published(tmp_path, {"train": 2, "val": 1})
+    rows = json.loads((tmp_path / "anns" / "train.json").read_text())
+    (tmp_path / "anns" / "train.json").write_text(json.dumps([*rows, rows[0]]))
+    records, skipped = load_records(tmp_path)
+    assert len(records) == 3
+    assert [case.case_id for case in skipped] == ["train0"]
+    assert "entry 2" in skipped[0].reason
+    assert "listed twice" in caplog.text
+
+
+# Plain folders
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "ending"),
+    [
+        ("images", "masks", ""),
+        ("img", "labels", "_mask"),
+        ("imgs", "mask", "_Segmentation"),
+        ("image", "label", "-seg"),
+    ],
+)
+def test_plain_folder(tmp_path: Path, images: str, masks: str, ending: str) -> None:
+    for i in (1, 2, 10):
+        put(tmp_path / images / f"x{i}.jpg")
+        put(tmp_path / masks / f"x{i}{ending}.png", mask=True)
+    refused(tmp_path, '--prompt "polyp"')
+    records, _ = load_records(tmp_path, prompt=" cell ")
+    assert [record.case_id for record in records] == ["x1", "x2", "x10"]
+    assert records[0].prompts == {"p0": ("",), "p1": ("cell",)}
+    assert {record.split for record in records} == {"train", "val", "test"}
+
+
+def test_flat_folder_of_pairs(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        put(tmp_path / f"{name}.png")
+        put(tmp_path / f"{name}_mask.png", mask=True)
+    records, _ = load_records(tmp_path, prompt="cell")
+    assert [(record.case_id, record.mask.name) for record in records if record.mask] == [
+        ("a", "a_mask.png"),
+        ("b", "b_mask.png"),
+    ]
+
+
+def test_split_folders_of_both_kinds(tmp_path: Path) -> None:
+    for split, name in (("train", "a"), ("valid", "b"), ("test", "a")):
+        put(tmp_path / "one" / split / "images" / f"{name}.png")
+        put(tmp_path / "one" / split / "masks" / f"{name}.png", mask=True)
+        put(tmp_path / "two" / "images" / split / f"{name}.png")
+        put(tmp_path / "two" / "masks" / split / f"{name}.png", mask=True)
+    for root in ("one", "two"):
+        records, _ = load_records(tmp_path / root, prompt="cell")
+        assert sorted(str(record.split) for record in records) == ["test", "train", "val"]
+        assert len({record.case_id for record in records}) == 3
+
+
+def test_two_images_of_one_stem_get_two_ids(tmp_path: Path) -> None:
+    for name in ("a.png", "a.jpg"):
+        put(tmp_path / "images" / name)
+    put(tmp_path / "masks" / "a.png", mask=True)
+    records, _ = load_records(tmp_path, prompt="cell")
+    assert sorted(record.case_id for record in records) == ["a.jpg", "a.png"]
+
+
+def test_a_missing_and_a_second_mask(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a", "b", "c"):
+        put(tmp_path / "images" / f"{name}.png")
+    for name in ("a", "b", "b_mask", "left_over"):
+        put(tmp_path / "masks" / f"{name}.png", mask=True)
+    refused(tmp_path, "b.png", "several masks", prompt="cell")
+    records, skipped = load_records(tmp_path, prompt="cell", skip_bad=True)
+    assert [record.case_id for record in records] == ["a"]
+    assert [case.case_id for case in skipped] == ["b", "c"]
+    assert "has no mask" in skipped[1].reason
+    assert "left_over" in caplog.text
+
+
+# Manifests
+
+
+def test_manifest_with_everything(tmp_path: Path) -> None:
+    put(tmp_path / "i" / "x.png")
+    put(tmp_path / "m" / "x.png", mask=True)
+    row = {"case_id": "c1", "image": "i/x.png", "mask": "m/x.png", "prompts": {"p1": "polyp"}, "split": "validation"}
+    more = {"group": "patient 1", "spacing": [0.5, 0.25], "mask_value": 255, "unknown": [1, {"deep": None}]}
+    path = manifest(tmp_path, "\ufeff" + json.dumps({**row, **more}), "", "  ")
+    for given_path in (path, tmp_path):
+        (record,) = load_records(given_path)[0]
+        assert (record.case_id, record.split, record.group) == ("c1", "val", "patient 1")
+        assert (record.spacing, record.mask_value, record.dataset) == ((0.5, 0.25), 255, tmp_path.name)
+        assert record.prompts == {"p1": ("polyp",)}
+
+
+def test_text_is_short_for_p1_and_shared_images_are_a_group(tmp_path: Path) -> None:
+    put(tmp_path / "images" / "a" / "x.png")
+    for word in ("cat", "dog"):
+        put(tmp_path / "masks" / "a" / f"x__{word}.png", mask=True)
+    rows = [
+        {"image": "images/a/x.png", "mask": f"masks/a/x__{word}.png", "text": word, "split": "train"}
+        for word in ("cat", "dog")
+    ]
+    records, _ = load_records(manifest(tmp_path, *rows))
+    assert [record.case_id for record in records] == ["a__x__cat", "a__x__dog"]
+    assert records[0].prompts == {"p1": ("cat",)}
+    assert records[0].group == records[1].group is not None
+
+
+def test_one_case_with_other_words_is_another_case(tmp_path: Path) -> None:
+    put(tmp_path / "x.png")
+    put(tmp_path / "m.png", mask=True)
+    row = {"image": "x.png", "mask": "m.png", "split": "train"}
+    records, skipped = load_records(manifest(tmp_path, *({**row, "text": text} for text in ("a", "b", "a", "b"))))
+    assert [record.prompts["p1"] for record in records] == [("a",), ("b",)]
+    assert records[1].case_id.startswith("x__")
+    assert len(skipped) == 2
+
+
+def test_very_long_names_make_short_ids(tmp_path: Path) -> None:
+    for name in ("a" * 60 + "/" + "b" * 200, "a" * 60 + "/" + "b" * 201):
+        put(tmp_path / "images" / f"{name}.png")
+        put(tmp_path / "masks" / f"{name}.png", mask=True)
+    records, _ = load_records(tmp_path, prompt="x")
+    assert len({record.case_id for record in records}) == 2
+    assert all(len(record.case_id.encode()) <= 200 for record in records)
+
+
+def test_prompt_takes_the_place_of_the_data_s_own(tmp_path: Path) -> None:
+    records, _ = load_records(published(tmp_path), prompt="lump")
+    assert all(record.prompts == {"p0": ("",), "p1": ("lump",)} for record in records)
+    refused(tmp_path, "empty", prompt="  ")
+
+
+def test_write_and_read_back(tmp_path: Path) -> None:
+    records, _ = load_records(published(tmp_path / "d", {"train": 30, "val": 2, "test": 3}))
+    records = [
+        Record(
+            r.case_id,
+            r.image,
+            r.mask,
+            r.prompts,
+            r.split,
+            f"g{i}",
+            (0.1 + i / 7, 2.0),
+            255 if i % 2 else None,
+            r.dataset,
+        )
+        for i, r in enumerate(records)
+    ]
+    write_manifest(records, tmp_path / "d" / "manifest.jsonl")
+    assert load_records(tmp_path / "d", checks=False)[0] == records
+    os.rename(tmp_path / "d", tmp_path / "e")  # noqa: PTH104
+    moved, _ = load_records(tmp_path / "e")
+    assert [record.case_id for record in moved] == [record.case_id for record in records]
+    with pytest.raises(DataError, match="lies outside"):
+        write_manifest(moved, tmp_path / "other" / "m.jsonl")
+    with pytest.raises(DataError, match="stands twice"):
+        write_manifest([moved[0], moved[0]], tmp_path / "e" / "m.jsonl")
+    assert not (tmp_path / "e" / "m.jsonl").exists()
+
+
+def test_unlabelled_cases(tmp_path: Path) -> None:
+    put(tmp_path / "x.png")
+    path = manifest(tmp_path, {"image": "x.png", "text": "polyp", "split": "test"})
+    refused(path, "x.png", "has no mask")
+    (record,) = load_records(path, labelled=False)[0]
+    assert record.mask is None
+
+
+# Unknown and bad
+
+
+def test_unknown_layouts(tmp_path: Path) -> None:
+    refused(tmp_path / "none", "no such folder")
+    message = refused(tmp_path, "no known layout")
+    for looked_for in ("records.jsonl", "manifest.jsonl", "anns/train.json", "images", "X_mask.png"):
+        assert looked_for in message
+    (tmp_path / "x.csv").write_text("a,b")
+    refused(tmp_path / "x.csv", ".jsonl")
+    (tmp_path / "anns").mkdir()
+    refused(tmp_path, "holds none of train.json, val.json, test.json")
+    manifest(tmp_path)
+    refused(tmp_path, "holds no usable case")
+    with pytest.raises(ConfigError):
+        load_records(published(tmp_path / "p"), fractions=(1, 1, 1))
+
+
+BAD_ROWS: list[tuple[Any, list[str]]] = [
+    ("{", ["line 1", "not valid JSON"]),
+    ("[]", ["line 1", "a list, not an object"]),
+    ("17", ["a number, not an object"]),
+    ('{"image": "a.png", "image": "b.png"}', ["'image'", "twice"]),
+    ('{"image": "x.png", "score": NaN}', ["NaN is not JSON"]),
+    ('{"image": "x.png", "n": ' + "9" * 5000 + "}", ["thousands of digits"]),
+    ('{"image": ' + "[" * 100_000 + "]" * 100_000 + "}", ["nested too deep"]),
+    ({}, ["'image'", "missing"]),
+    ({"image": 5}, ["'image'", "a number, not a text"]),
+    ({"image": ""}, ["'image'", "empty"]),
+    ({"image": "../x.png"}, ["'image'", "'../x.png'", "climbs out"]),
+    ({"image": "a/../../x.png"}, ["climbs out"]),
+    ({"image": "/etc/passwd"}, ["'/etc/passwd'", "not relative"]),
+    ({"image": "~/x.png"}, ["not relative"]),
+    ({"image": "C:/x.png"}, ["not relative"]),
+    ({"image": "a\\..\\x.png"}, ["backslash"]),
+    ({"image": "x.png\0.jpg"}, ["NUL"]),
+    ({"image": "x\n.png"}, ["control character"]),
+    ('{"image": "\\ud800.png"}', ["surrogate"]),
+    ({"image": "x" * 5000}, ["5000 characters"]),
+    ({"image": "y" * 300 + ".png", "mask": "m.png", "text": "a", "split": "test"}, ["y" * 300]),
+    ({"image": "x.png", "mask": "../m.png"}, ["'mask'", "climbs out"]),
+    ({"image": "x.png", "mask": ["m.png"]}, ["'mask'", "a list"]),
+    ({"image": "out.png", "mask": "m.png"}, ["'image'", "link that leads out"]),
+    ({"image": "loop.png", "mask": "m.png", "text": "a", "split": "test"}, ["loop.png"]),
+    ({"image": "gone.png", "mask": "m.png", "text": "a", "split": "test"}, ["gone.png", "no such file"]),
+    ({"image": "x.png", "mask": "m.png"}, ["line 1", "says no prompt"]),
+    ({"image": "x.png", "mask": "m.png", "prompts": {"p1": ""}}, ["says no prompt"]),
+    ({"image": "x.png", "prompts": {"p1": 5}}, ["'prompts.p1'", "a number"]),
+    ({"image": "x.png", "prompts": {"p1": [None]}}, ["'prompts.p1'", "null"]),
+    ({"image": "x.png", "prompts": 7}, ["'prompts'", "a number"]),
+    ({"image": "x.png", "prompts": {"p 1": "a"}}, ["'p 1'"]),
+    ({"image": "x.png", "text": "a" * 20_000}, ["20000 characters"]),
+    ('{"image": "x.png", "text": "a\\udc00"}', ["'text'", "surrogate"]),
+    ({"image": "x.png", "text": " "}, ["'text'", "empty"]),
+    ({"image": "x.png", "text": "a", "split": "all"}, ["'split'", "'all'", "train, val, test"]),
+    ({"image": "x.png", "text": "a", "spacing": [1]}, ["'spacing'", "[row, column]"]),
+    ({"image": "x.png", "text": "a", "spacing": [1, -1]}, ["'spacing'", "out of range"]),
+    ('{"image": "x.png", "text": "a", "spacing": [1, 1e999]}', ["'spacing'", "out of range"]),
+    ('{"image": "x.png", "text": "a", "spacing": [1, 1' + "0" * 400 + "]}", ["'spacing'", "out of range"]),
+    ({"image": "x.png", "text": "a", "spacing": [True, 1]}, ["'spacing'", "not a number"]),
+    ({"image": "x.png", "text": "a", "mask_value": 1.5}, ["'mask_value'", "whole number"]),
+    ({"image": "x.png", "text": "a", "mask_value": -1}, ["'mask_value'"]),
+    ({"image": "x.png", "text": "a", "case_id": "a/b"}, ["'case_id'", "cannot name a file"]),
+    ({"image": "x.png", "text": "a", "case_id": "."}, ["'case_id'"]),
+    ({"image": "x.png", "text": "a", "group": 5}, ["'group'"]),
+]
+
+
+@pytest.mark.parametrize(("row", "parts"), BAD_ROWS, ids=range(len(BAD_ROWS)))
+def test_a_bad_line_is_refused_or_listed(tmp_path: Path, row: Any, parts: list[str]) -> None:
+    put(tmp_path / "secret.png")
+    root = tmp_path / "data"
+    put(root / "x.png")
+    put(root / "m.png", mask=True)
+    (root / "out.png").symlink_to(tmp_path / "secret.png")
+    (root / "loop.png").symlink_to(root / "loop.png")
+    path = manifest(root, row)
+    message = refused(path, *parts)
+    assert len(message) < 900
+    fine = {"image": "x.png", "mask": "m.png", "text": "polyp", "split": "train", "case_id": "fine"}
+    manifest(root, row, fine)
+    records, skipped = load_records(path, skip_bad=True)
+    assert [record.case_id for record in records] == ["fine"]
+    assert len(skipped) == 1
+    assert skipped[0].reason in message or parts[0] in skipped[0].reason
+
+
+def test_the_same_refusals_in_the_published_layout(tmp_path: Path) -> None:
+    published(tmp_path)
+    file = tmp_path / "anns" / "train.json"
+    rows = json.loads(file.read_text())
+    for key, value, part in [
+        ("img_name", "../../x.png", "climbs out"),
+        ("mask_name", "/abs.png", "not relative"),
+        ("img_name", None, "missing"),
+        ("prompts", ["a", 3], "a number"),
+        ("prompts", {}, "says no prompt"),
+    ]:
+        file.write_text(json.dumps([rows[0], {**rows[1], key: value}, *rows[2:]]))
+        refused(tmp_path, "train.json: entry 1", part)
+    for text, part in [("{}", "list of entries"), ("[", "line 1"), ("\xff\xfe", "UTF-8"), ("", "not valid JSON")]:
+        file.write_bytes(text.encode("latin-1"))
+        refused(tmp_path, "train.json", part)
+
+
+def test_two_cases_of_one_id(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        put(tmp_path / f"{name}.png")
+        put(tmp_path / f"{name}_m.png", mask=True)
+    rows = [{"case_id": "same", "image": f"{n}.png", "mask": f"{n}_m.png", "text": "x", "split": "train"} for n in "ab"]
+    refused(manifest(tmp_path, *rows), "line 2", "'same'", "line 1")
+
+
+def test_bad_files_are_counted(tmp_path: Path) -> None:
+    published(tmp_path)
+    (tmp_path / "images" / "train1.jpg").unlink()
+    (tmp_path / "masks" / "train2.png").write_bytes(b"")
+    put(tmp_path / "masks" / "test0.png", (99, 8), mask=True)
+    refused(tmp_path, "train1.jpg", "no such file", "3 of 7 cases are bad", "--skip-bad")
+    records, skipped = load_records(tmp_path, skip_bad=True)
+    assert len(records) == 4
+    assert [case.case_id for case in skipped] == ["train1", "train2", "test0"]
+    assert len(load_records(tmp_path, checks=False)[0]) == 7
+    for file in (tmp_path / "images").iterdir():
+        file.write_bytes(b"")
+    refused(tmp_path, "no usable case: all 7 are bad", "0 bytes", skip_bad=True)
+
+
+def test_bad_cases_do_not_move_the_splits_of_others(tmp_path: Path) -> None:
+    for i in range(40):
+        put(tmp_path / "images" / f"{i}.png")
+        put(tmp_path / "masks" / f"{i}.png", mask=True)
+    before = {record.case_id: record.split for record in load_records(tmp_path, prompt="x")[0]}
+    (tmp_path / "masks" / "7.png").write_bytes(b"")
+    after = {record.case_id: record.split for record in load_records(tmp_path, prompt="x", skip_bad=True)[0]}
+    assert after == {name: split for name, split in before.items() if name != "7"}
+
+
+def test_a_huge_list_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entries, "MAX_JSON_BYTES", 1000)
+    refused(manifest(tmp_path, " " * 2000), "MiB")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+names = st.sampled_from(["x.png", "m.png", "../x.png", "/x", "", "loop.png", "x.png/y", ".", "images", "a" * 300])
+near_entries = st.dictionaries(
+    st.sampled_from(
+        [
+            "img_name",
+            "mask_name",
+            "image",
+            "mask",
+            "prompts",
+            "text",
+            "split",
+            "case_id",
+            "spacing",
+            "mask_value",
+            "group",
+        ]
+    ),
+    names | json_values | st.dictionaries(st.sampled_from(["p0", "p1", "p9", "x"]), st.text() | st.lists(st.text())),
+)
+
+
+@pytest.fixture(scope="module")
+def fuzz_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("fuzz")
+    for folder in ("images", "masks", "."):
+        for name in ("x.png", "m.png"):
+            put(root / folder / name, mask=folder == "masks" or name == "m.png")
+        (root / folder / "loop.png").symlink_to("loop.png")
+    (root / "anns").mkdir()
+    return root
+
+
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(st.lists(near_entries, min_size=1, max_size=3) | json_values, st.booleans())
+@example([{"img_name": "x.png", "mask_name": "x.png", "prompts": {"p1": "a"}}], False)
+@example([{"img_name": "x.png"}], True)
+def test_any_json_is_a_data_error_or_cases(fuzz_root: Path, value: Any, skip_bad: bool) -> None:
+    (fuzz_root / "anns" / "train.json").write_text(json.dumps(value))
+    rows = value if isinstance(value, list) else [value]
+    path = manifest(fuzz_root, *(json.dumps(row) for row in rows), name="fuzz.jsonl")
+    for target in (fuzz_root, path):
+        with contextlib.suppress(DataError):
+            records, _ = load_records(target, skip_bad=skip_bad)
+            for record in records:
+                assert record.image.is_relative_to(fuzz_root.resolve())
+                assert record.mask is not None
+                assert record.mask.is_relative_to(fuzz_root.resolve())
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_data_error(fuzz_root: Path, content: bytes) -> None:
+    (fuzz_root / "anns" / "train.json").write_bytes(content)
+    (fuzz_root / "fuzz.jsonl").write_bytes(content)
+    for target in (fuzz_root, fuzz_root / "fuzz.jsonl"):
+        with pytest.raises(DataError):
+            load_records(target)
+
+
+# Listing images
+
+
+def test_list_images(tmp_path: Path) -> None:
+    for name in ("x10.png", "x2.png", "sub/x1.JPG", ".hidden.png", ".cache/x.png"):
+        put(tmp_path / name)
+    (tmp_path / "note.txt").write_text("no image")
+    names_of = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)]
+    assert names_of == ["sub/x1.JPG", "x2.png", "x10.png"]
+    assert list_images(tmp_path / "x2.png") == [tmp_path / "x2.png"]
+    assert [path.name for path in list_images(f"{tmp_path}/*.png")] == ["x2.png", "x10.png"]
+    assert len(list_images(f"{tmp_path}/**/*")) == 3
+    for bad, part in [
+        ("none", "no such file"),
+        ("*.tif", "matches no file"),
+        ("*.txt", "matches no image"),
+        ("a\0b", "NUL"),
+    ]:
+        with pytest.raises(DataError, match=part):
+            list_images(f"{tmp_path}/{bad}")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"holds no image.*\.png"):
+        list_images(tmp_path / "empty")
+    with pytest.raises(DataError):
+        list_images("x" * 5000)
+
+
+def test_a_file_called_like_a_pattern(tmp_path: Path) -> None:
+    put(tmp_path / "scan [1].png")
+    assert list_images(tmp_path / "scan [1].png") == [tmp_path / "scan [1].png"]
+
+
+@given(st.lists(st.text(max_size=12)))
+def test_natural_order_is_total(names: list[str]) -> None:
+    backwards = names[::-1]
+    assert sorted(names, key=natural_key) == sorted(backwards, key=natural_key)
+
+
+# Real data
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "counts"),
+    [
+        ("kvasir_polyp", None, (800, 100, 100)),
+        ("busi", None, (220, 60, 78)),
+        ("isic", None, (81, 7, 42)),
+        ("nuclei", "cell nucleus", (56, 8, 16)),
+    ],
+)
+def test_real_folders(name: str, prompt: str | None, counts: tuple[int, int, int]) -> None:
+    if not SHARED.is_dir():
+        pytest.skip("the real images are not beside this checkout")
+    records, skipped = load_records(SHARED / name, prompt=prompt)
+    assert skipped == []
+    assert tuple(sum(record.split == split for record in records) for split in ("train", "val", "test")) == counts

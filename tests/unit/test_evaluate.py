@@ -1,0 +1,402 @@
+"""Evaluation: the same cases, the same words, native size; and what it leaves on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vlsm_adapter import DenseAdapterConfig, Predictor, attach, files, save_adapter, without_adapter
+from vlsm_adapter.adapters.folder import AdapterInfo
+from vlsm_adapter.config import RunConfig
+from vlsm_adapter.data.records import load_records
+from vlsm_adapter.errors import ConfigError, DataError, UserError
+from vlsm_adapter.evaluate import evaluate_cases, evaluate_model, evaluate_run
+from vlsm_adapter.evaluation_folder import EvaluationFolder, read_scores, write_scores
+from vlsm_adapter.metrics import score_case
+from vlsm_adapter.models.base import PromptSegmenter
+from vlsm_adapter.pictures import pick
+from vlsm_adapter.run_folder import RunFolder
+from vlsm_adapter.types import CaseScore, Record
+
+SIZES = ((40, 56), (64, 48), (33, 71))
+
+
+def write_data(root: Path) -> Path:
+    """Ten cases of three sizes: an image with two masks, an empty mask, known spacing, groups, two prompt levels."""
+    generator = np.random.default_rng(3)
+    (root / "images").mkdir(parents=True)
+    (root / "masks").mkdir()
+    lines = []
+    for number in range(10):
+        height, width = SIZES[number % 3]
+        shared = number == 4  # asks another thing of the image of case 3
+        image = f"images/{3 if shared else number}.png"
+        if shared:
+            height, width = SIZES[0]
+        else:
+            Image.fromarray(generator.integers(0, 256, (height, width, 3), np.uint8)).save(root / image)
+        mask = np.zeros((height, width), np.uint8)
+        if number != 5:
+            mask[4 : 10 + 2 * number, 6:30] = 255
+        Image.fromarray(mask).save(root / f"masks/{number}.png")
+        row = {
+            "case_id": f"case-{number}",
+            "image": image,
+            "mask": f"masks/{number}.png",
+            "prompts": {
+                "p1": "no polyp" if number == 5 else "polyp",
+                "p2": ["small polyp", "round polyp", "left polyp"],
+            },
+            "split": "train" if number < 2 else "val" if number == 2 else "test",
+            "group": f"patient-{number // 2}",
+        }
+        if number == 6:
+            row["spacing"] = [0.5, 0.25]
+        lines.append(json.dumps(row))
+    files.write_text(root / "records.jsonl", "\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data") / "polyps")
+
+
+@pytest.fixture
+def records(data: Path) -> list[Record]:
+    return [record for record in load_records(data)[0] if record.split == "test"]
+
+
+@pytest.fixture
+def make_run(model: PromptSegmenter, tmp_path: Path) -> Callable[..., Path]:
+    """``make_run(data, **changes)``: a run as training leaves it, with an adapter that changes what the model says."""
+
+    def make(data: Path, **changes: object) -> Path:
+        config = RunConfig.load(None, {"data.path": str(data), "model.name": model.base_id, **changes})
+        attach(model, DenseAdapterConfig(bottleneck_dim=4))
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator))
+        run = RunFolder(tmp_path / "run")
+        files.write_text(run.config_file, config.to_yaml())
+        cases = {"train": ["case-0", "case-1"], "val": ["case-2"], "test": [f"case-{n}" for n in range(3, 10)]}
+        files.write_json(run.data_file, {"path": str(data), "splits": cases, "skipped": []})
+        files.write_text(
+            run.metrics_file, "epoch,train_loss,val_loss,val_dice\n1,1.5,1.4,0.3\n2,1.2,1.25,0.5\n3,1.1,nan,0.6\n"
+        )
+        save_adapter(model, run.adapter, info=AdapterInfo(threshold=0.45))
+        return run.path
+
+    return make
+
+
+def same(one: CaseScore, other: CaseScore) -> bool:
+    return one.row() == other.row()
+
+
+# -- scores --------------------------------------------------------------------------------------------------------------
+
+
+def test_scores_are_those_of_the_predictor_case_by_case(model: PromptSegmenter, records: list[Record]) -> None:
+    done: list[int] = []
+    scores = evaluate_cases(model, records, level="p1", threshold=0.48, batch_size=3, progress=done.append)
+    assert [score.case_id for score in scores] == [record.case_id for record in records]
+    assert done == sorted(done)
+    assert done[-1] == len(records) == 7
+    predictor = Predictor(model, 0.48)
+    for record, score in zip(records, scores, strict=True):
+        predictor.set_image(record.image)
+        text = record.prompts["p1"][0]
+        assert record.mask is not None
+        truth = np.asarray(Image.open(record.mask)) > 127
+        expected = score_case(
+            predictor.predict([text])[0], truth, case_id=record.case_id, prompt=text, spacing=record.spacing
+        )
+        assert score.prompt == text
+        assert score.unit == ("mm" if record.case_id == "case-6" else "px")
+        assert score.emptiness == expected.emptiness
+        for metric, value in expected.values.items():
+            assert score.values[metric] == pytest.approx(value, abs=0.02 if metric != "hd95" else 1.5)
+
+
+def test_the_batch_size_does_not_matter(model: PromptSegmenter, records: list[Record]) -> None:
+    one = evaluate_cases(model, records, batch_size=1)
+    all_at_once = evaluate_cases(model, records, batch_size=64)
+    for a, b in zip(one, all_at_once, strict=True):
+        assert a.values["dice"] == pytest.approx(b.values["dice"], abs=0.01)
+
+
+def test_an_image_of_several_masks_is_encoded_once(
+    model: PromptSegmenter, records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+    encode = model.encode_image
+    monkeypatch.setattr(model, "encode_image", lambda pixels: encoded.append(len(pixels)) or encode(pixels))
+    evaluate_cases(model, records, batch_size=4)
+    assert encoded == [4, 2]  # seven cases of six images
+
+
+def test_words_are_chosen_by_case_and_seed_alone(model: PromptSegmenter, records: list[Record]) -> None:
+    first = {score.case_id: score.prompt for score in evaluate_cases(model, records, level="p2")}
+    again = {score.case_id: score.prompt for score in evaluate_cases(model, records[::-1], level="p2", batch_size=2)}
+    assert again == first
+    assert len(set(first.values())) > 1
+    with pytest.raises(DataError, match=r"no prompt level 'p9'"):
+        evaluate_cases(model, records, level="p9")
+
+
+def test_a_case_without_mask_cannot_be_scored(model: PromptSegmenter, records: list[Record]) -> None:
+    with pytest.raises(DataError, match="has no mask"):
+        evaluate_cases(model, [Record("x", records[0].image, prompts={"p1": ("polyp",)})])
+    with pytest.raises(UserError, match="batch size"):
+        evaluate_cases(model, records, batch_size=0)
+    assert evaluate_cases(model, []) == []
+
+
+# -- a run ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_scored_beside_its_base(
+    make_run: Callable[..., Path], data: Path, model: PromptSegmenter, records: list[Record]
+) -> None:
+    run = make_run(data)
+    folder = EvaluationFolder(evaluate_run(run))
+    assert folder.path == run / "evaluation" / "test-p1"
+    adapter, groups = read_scores(folder.cases_file)
+    zero_shot, _ = read_scores(folder.zero_shot_file)
+    expected = evaluate_cases(model, records, threshold=0.45)
+    assert all(same(a, b) for a, b in zip(adapter, expected, strict=True))
+    with without_adapter(model):
+        expected = evaluate_cases(model, records, threshold=0.45)
+    assert all(same(a, b) for a, b in zip(zero_shot, expected, strict=True))
+    assert groups["case-8"] == "patient-4"
+
+    summary = folder.summary()
+    assert (summary["split"], summary["level"], summary["threshold"]) == ("test", "p1", 0.45)
+    assert summary["adapter"]["n_cases"] == summary["zero_shot"]["n_cases"] == 7
+    assert summary["adapter"]["bootstrap"]["resampled"] == "group"
+    assert summary["adapter"]["n_groups"] == 4
+    assert summary["adapter"]["metrics"]["hd95"]["unit"] == "mixed"
+    gain = summary["paired_difference"]["dice"]
+    assert gain["mean_difference"] == pytest.approx(
+        summary["adapter"]["metrics"]["dice"]["mean"] - summary["zero_shot"]["metrics"]["dice"]["mean"]
+    )
+    assert summary["paired_difference_truth_foreground"]["dice"]["n"] == 6
+    assert summary["prompts"]["leaks"] is False
+    assert summary["prompts"]["reveal_emptiness"] == summary["prompts"]["reveal_emptiness_truly_empty"] == 1
+    assert summary["base"]["sha256"] == model.base_hash
+    trainable = sum(tensor.numel() for name, tensor in model.named_parameters() if ".default." in name)
+    assert summary["trained_adapter"]["trainable_parameters"] == trainable
+    assert summary["base"]["parameters"] == sum(tensor.numel() for tensor in model.parameters()) - trainable
+    assert summary["training_cases"] == {"seen_in_training": 0, "new": 0, "gone": 0}
+    assert summary["versions"]["torch"] == torch.__version__
+    assert summary["seconds"] > 0
+
+    report = folder.report_file.read_text(encoding="utf-8")
+    for text in (
+        "adapter",
+        "zero-shot",
+        "| Dice (higher is better) |",
+        "## Empty masks",
+        "images/best.png",
+        "HD95 (mm",
+    ):
+        assert text in report
+    ranks = {"best", "median", "worst"}
+    assert {picture["rank"] for picture in summary["pictures"]} == ranks
+    for rank in ranks:
+        with Image.open(folder.images / f"{rank}.png") as picture:
+            assert picture.width > 4 * 256
+    assert "case-5" not in {picture["case_id"] for picture in summary["pictures"]}  # nothing to see there
+    assert (folder.images / "learning_curve.svg").is_file()
+
+
+def test_options_change_what_they_say(make_run: Callable[..., Path], data: Path, tmp_path: Path) -> None:
+    run = make_run(data, **{"data.eval_level": "p2"})
+    folder = EvaluationFolder(evaluate_run(run, split="val", threshold=0.6, zero_shot=False, nsd_tolerance=4))
+    assert folder.path.name == "val-p2"
+    summary = folder.summary()
+    assert (summary["threshold"], summary["nsd_tolerance"], summary["prompts"]["leaks"]) == (0.6, 4, True)
+    assert "zero_shot" not in summary
+    assert "paired_difference" not in summary
+    assert not folder.zero_shot_file.exists()
+    report = folder.report_file.read_text(encoding="utf-8")
+    assert "may have been drawn from the true mask" in report
+    assert "zero-shot" not in report
+    other = write_data(tmp_path / "elsewhere")
+    assert evaluate_run(run, data=other, level="p1").name == "elsewhere-test-p1"
+    assert evaluate_run(run, level="p1", out=tmp_path / "mine") == tmp_path / "mine"
+
+
+def test_a_later_evaluation_leaves_nothing_of_an_earlier_one(
+    make_run: Callable[..., Path], data: Path, tmp_path: Path
+) -> None:
+    run = make_run(data)
+    folder = EvaluationFolder(evaluate_run(run))
+    assert folder.zero_shot_file.exists()
+    evaluate_run(run, zero_shot=False)
+    assert not folder.zero_shot_file.exists()
+    assert "paired_difference" not in folder.summary()
+    before = folder.summary_file.read_bytes()
+    with pytest.raises(DataError):  # and one that fails leaves the earlier one whole
+        evaluate_run(run, level="p9", out=folder.path)
+    assert folder.summary_file.read_bytes() == before
+
+
+def test_a_full_disk_leaves_the_earlier_evaluation(
+    make_run: Callable[..., Path], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(data)
+    folder = evaluate_run(run)
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    write = files.write_json
+
+    def full(path: Path, value: object) -> None:
+        if path.name == "summary.json":
+            raise UserError(f"{path}: cannot be written (No space left on device)")
+        write(path, value)
+
+    monkeypatch.setattr(files, "write_json", full)
+    with pytest.raises(UserError, match="No space left"):
+        evaluate_run(run, threshold=0.6)
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+    assert [path.name for path in folder.parent.iterdir()] == ["test-p1"]
+
+
+def test_arguments_are_checked(make_run: Callable[..., Path], data: Path, tmp_path: Path) -> None:
+    run = make_run(data)
+    for options, says in (
+        ({"split": "tset"}, "did you mean 'test'"),
+        ({"level": "random"}, "one named level"),
+        ({"threshold": 3}, "from 0 to 1"),
+        ({"nsd_tolerance": -1}, "tolerance"),
+        ({"batch_size": 0}, "batch size"),
+        ({"data": tmp_path / "absent"}, "no such folder"),
+        ({"out": run / "config.yaml"}, "is a file"),
+    ):
+        with pytest.raises(UserError, match=says) as error:
+            evaluate_run(run, **options)  # type: ignore[arg-type]
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="not a run folder"):
+        evaluate_run(tmp_path / "absent")
+    files.write_text(run / "data.json", "{")
+    with pytest.raises(UserError, match=r"data\.json: damaged"):
+        evaluate_run(run)
+
+
+def test_bad_cases_stop_it_or_are_listed(
+    make_run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_data(tmp_path / "polyps")
+    run = make_run(data)
+    broken = data / "images" / "7.png"
+    content = broken.read_bytes()
+    broken.write_bytes(content[: len(content) // 2])  # the header is sound
+    with pytest.raises(DataError, match=r"7\.png"):
+        evaluate_run(run)
+    assert not EvaluationFolder(run / "evaluation" / "test-p1").summary_file.exists()
+    folder = EvaluationFolder(evaluate_run(run, skip_bad=True))
+    summary = folder.summary()
+    assert summary["adapter"]["n"] == summary["zero_shot"]["n"] == 6
+    assert [case["case_id"] for case in summary["skipped"]] == ["case-7"]
+    assert "7.png" in summary["skipped"][0]["reason"]
+    assert "case-7" in folder.report_file.read_text(encoding="utf-8")
+    for number in (3, 5, 6, 8, 9):
+        (data / "images" / f"{number}.png").write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"no usable case"):
+        evaluate_run(run, skip_bad=True)
+
+
+def test_cases_that_were_trained_on_are_counted(make_run: Callable[..., Path], data: Path) -> None:
+    run = make_run(data)
+    values = json.loads((run / "data.json").read_text())
+    values["splits"]["train"].append("case-9")
+    values["splits"]["test"].remove("case-9")
+    files.write_json(run / "data.json", values)
+    folder = EvaluationFolder(evaluate_run(run, zero_shot=False))
+    assert folder.summary()["training_cases"] == {"seen_in_training": 1, "new": 1, "gone": 0}
+    assert "**1 case of this split were trained on**" in folder.report_file.read_text(encoding="utf-8")
+
+
+def test_a_run_is_found_again_from_another_folder(
+    make_run: Callable[..., Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(data, **{"data.path": "polyps"})  # as given from the data's own parent
+    monkeypatch.chdir(tmp_path)
+    assert EvaluationFolder(evaluate_run(run, zero_shot=False)).summary()["adapter"]["n"] == 7
+
+
+# -- a base model alone --------------------------------------------------------------------------------------------------
+
+
+def test_a_base_alone_scores_as_zero_shot_beside_an_adapter(
+    make_run: Callable[..., Path], data: Path, base_folder: Path, tmp_path: Path, model: PromptSegmenter
+) -> None:
+    run = make_run(data)
+    beside, _ = read_scores(EvaluationFolder(evaluate_run(run, threshold=0.5)).zero_shot_file)
+    alone = EvaluationFolder(evaluate_model(base_folder, data, out=tmp_path / "alone"))
+    assert not alone.cases_file.exists()
+    scores, _ = read_scores(alone.zero_shot_file)
+    assert all(same(a, b) for a, b in zip(scores, beside, strict=True))
+    summary = alone.summary()
+    assert summary["trained_adapter"] is None
+    assert "adapter" not in summary
+    assert "(zero-shot)" in alone.report_file.read_text(encoding="utf-8")
+    loaded = EvaluationFolder(evaluate_model(model, data, out=tmp_path / "loaded"))  # its adapter is put out of use
+    scores, _ = read_scores(loaded.zero_shot_file)
+    assert all(same(a, b) for a, b in zip(scores, beside, strict=True))
+
+
+def test_the_default_folder_of_a_base_is_named_after_what_it_holds(
+    data: Path, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = evaluate_model(base_folder, data, split="val")
+    assert folder == Path("evaluation") / "polyps-small-clipseg-val-p1"
+    with pytest.raises(ConfigError, match="split"):
+        evaluate_model(base_folder, data, split="dev")
+
+
+# -- small parts ---------------------------------------------------------------------------------------------------------
+
+
+def score(case_id: str, dice: float, truth: int = 10) -> CaseScore:
+    return CaseScore(case_id, 'a, "b"\n|', {"dice": dice, "iou": dice / 3}, "px", "none", truth, 5)
+
+
+def test_best_median_and_worst_have_something_to_find() -> None:
+    scores = [score("b", 0.5), score("a", 0.5), score("empty", 1.0, truth=0), score("c", 0.9), score("d", 0.1)]
+    assert {rank: one.case_id for rank, one in pick(scores).items()} == {"best": "c", "median": "a", "worst": "d"}
+    assert list(pick(scores[:2])) == ["best", "worst"]
+    assert list(pick(scores[:1])) == ["best"]
+    assert pick([score("e", 1.0, truth=0)])["best"].case_id == "e"
+    assert pick([]) == {}
+
+
+def test_a_table_of_scores_reads_back_equal(tmp_path: Path) -> None:
+    scores = [score("a,\n", 1 / 3), score("ö", 1e-17)]
+    write_scores(tmp_path / "cases.csv", scores, {"ö": "patient"})
+    read, groups = read_scores(tmp_path / "cases.csv")
+    assert read == scores
+    assert groups == {"a,\n": None, "ö": "patient"}
+    write_scores(tmp_path / "empty.csv", [])
+    assert read_scores(tmp_path / "empty.csv") == ([], {})
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a,b\n1,2\n", "case_id,prompt,dice,unit,emptiness,truth_area,predicted_area\na,b,x,px,none,1,1\n"]
+)
+def test_another_table_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "cases.csv").write_text(text)
+    with pytest.raises(UserError, match=r"cases\.csv"):
+        read_scores(tmp_path / "cases.csv")
+    with pytest.raises(UserError, match="no such file"):
+        read_scores(tmp_path / "absent.csv")
