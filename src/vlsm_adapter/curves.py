@@ -5,23 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import TypeGuard
 
 _WIDTH, _HEIGHT = 640, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 120, 28, 34
 # Okabe and Ito, in an order of falling contrast to white.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
-_DASHES = ("", "6 3", "2 2", "8 3 2 3")
+# A loss that has run away would flatten everything else.
+_LARGEST = 1e6
+_DASHES = ("none", "6 3", "2 2", "8 3 2 3")
 
 
 def line_chart(title: str, x_label: str, x: Sequence[float], series: Mapping[str, Sequence[float | None]]) -> str:
-    """An SVG of one or several series over ``x``; gaps where a value is None or not finite.
+    """An SVG of one or several series over ``x``; gaps where a value is None, not finite, or beyond a million.
 
     Args:
         x: ascending positions, at least one.
         series: name to values, as many as ``x``.
     """
-    finite = [value for values in series.values() for value in values if value is not None and math.isfinite(value)]
-    ticks = _ticks(min(finite, default=0.0), max(finite, default=1.0))
+    shown = [value for values in series.values() for value in values if _can_be_shown(value)]
+    ticks = _ticks(min(shown, default=0.0), max(shown, default=1.0))
     low, high = ticks[0], ticks[-1]
     first, last = x[0], x[-1]
 
@@ -65,16 +68,20 @@ def _runs(x: Sequence[float], values: Sequence[float | None]) -> list[list[tuple
     """Stretches without gaps."""
     found: list[list[tuple[float, float]]] = [[]]
     for position, value in zip(x, values, strict=True):
-        if value is None or not math.isfinite(value):
-            found.append([])
-        else:
+        if _can_be_shown(value):
             found[-1].append((position, value))
+        else:
+            found.append([])
     return [run for run in found if run]
+
+
+def _can_be_shown(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value) and abs(value) <= _LARGEST
 
 
 def _ticks(low: float, high: float) -> list[float]:
     """About five round values that span ``low`` to ``high``."""
-    if high <= low:
+    if high - low < 1e-6 * max(1.0, abs(low), abs(high)):
         low, high = low - 0.5, high + 0.5
     rough = (high - low) / 4
     size = 10.0 ** math.floor(math.log10(rough))

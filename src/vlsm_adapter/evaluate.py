@@ -6,14 +6,11 @@ evaluation folder (:mod:`vlsm_adapter.evaluation_folder`) with its report.
 
 from __future__ import annotations
 
-import platform
-import shlex
-import sys
+import shutil
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +19,14 @@ from vlsm_adapter.adapters import tuner
 from vlsm_adapter.adapters.attach import active, without_adapter
 from vlsm_adapter.adapters.folder import load_adapter, read_manifest
 from vlsm_adapter.console import Console
-from vlsm_adapter.data.cases import SPLITS, Cases, load_cases
-from vlsm_adapter.data.images import read_pair
-from vlsm_adapter.data.prompts import common_levels, leaks, levels, reveals_emptiness
+from vlsm_adapter.data.cases import SPLITS, load_cases
 from vlsm_adapter.errors import ConfigError, DataError, UserError, nearest
-from vlsm_adapter.evaluation_folder import FORMAT, FORMAT_VERSION, EvaluationFolder, write_scores
+from vlsm_adapter.evaluation_folder import PICKED, EvaluationFolder, write_scores
+from vlsm_adapter.evaluation_summary import Job, summarise_evaluation
 from vlsm_adapter.inference import check_threshold, choose_device
-from vlsm_adapter.metrics import METRICS, paired_difference, summarise
 from vlsm_adapter.metrics.base import DEFAULT_NSD_TOLERANCE
 from vlsm_adapter.models import load_model
+from vlsm_adapter.pictures import draw_cases
 from vlsm_adapter.predict import DEFAULT_THRESHOLD, adapter_folder
 from vlsm_adapter.report import write_report
 from vlsm_adapter.run_folder import RunFolder
@@ -39,20 +35,16 @@ from vlsm_adapter.scoring import (
     Context,
     Protocol,
     evaluate_cases,
-    predict_variants,
     score_variants,
 )
-from vlsm_adapter.types import CaseScore, Record
+from vlsm_adapter.types import Record
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
 
     from vlsm_adapter.models.base import PromptSegmenter
 
 __all__ = ["evaluate_cases", "evaluate_model", "evaluate_run"]
-
-PICKED = ("best", "median", "worst")
 
 
 def evaluate_run(
@@ -122,7 +114,7 @@ def evaluate_run(
         variants["zero_shot"] = lambda: without_adapter(model)
     name = f"{split}-{level}" if data is None else f"{_name(cases.where)}-{split}-{level}"
     weights = tuner.state_dict(model, active(model))
-    job = _Job(
+    job = Job(
         model=model,
         cases=cases,
         records=records,
@@ -193,7 +185,7 @@ def evaluate_model(
     else:
         loaded = model if device is None else model.to(choose_device(device))
     name = "-".join((_name(cases.where), _name(loaded.base_id), split, protocol.level))
-    job = _Job(
+    job = Job(
         model=loaded,
         cases=cases,
         records=records,
@@ -210,22 +202,7 @@ def evaluate_model(
 # -- one evaluation ------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Job:
-    """What is evaluated, how, and where the result goes."""
-
-    model: PromptSegmenter
-    cases: Cases
-    records: list[Record]
-    split: str
-    variants: dict[str, Context]
-    protocol: Protocol
-    folder: EvaluationFolder
-    skip_bad: bool
-    about: dict[str, Any] = field(default_factory=dict)
-
-
-def _evaluate(job: _Job, console: Console) -> Path:
+def _evaluate(job: Job, console: Console) -> Path:
     started = time.perf_counter()
     for record in job.records:
         job.protocol.prompt(record)  # a case without the level is found before anything is read
@@ -248,13 +225,13 @@ def _evaluate(job: _Job, console: Console) -> Path:
         raise DataError(f"split '{job.split}' of {job.cases.where}: no usable case is left, the last: {reason}")
     seconds = time.perf_counter() - started
     groups = {record.case_id: record.group for record in job.records}
-    _clear(job.folder)
-    for name, found in scores.items():
-        write_scores(job.folder.scores_file(name), found, groups)
-    pictures = _draw(job, scores)
-    summary = _summary(job, scores, groups, pictures, seconds)
-    files.write_json(job.folder.summary_file, summary)
-    write_report(job.folder.path)
+    with _replacing(job.folder) as fresh:
+        for name, found in scores.items():
+            write_scores(fresh.scores_file(name), found, groups)
+        pictures = draw_cases(job, scores, fresh)
+        summary = summarise_evaluation(job, scores, pictures, seconds)
+        files.write_json(fresh.summary_file, summary)
+        write_report(fresh.path)
     main = next(iter(scores))
     for name in scores:
         dice = summary[name]["metrics"]["dice"]["mean"]
@@ -274,136 +251,27 @@ def _prepare(folder: EvaluationFolder) -> None:
         raise UserError(f"{folder.path}: cannot be written ({error.strerror}); choose another folder") from error
 
 
-def _clear(folder: EvaluationFolder) -> None:
-    """Take away an earlier evaluation, its summary first: files of two must not be read as one."""
-    stale = [folder.summary_file, folder.report_file, folder.cases_file, folder.zero_shot_file, folder.curve_file]
+@contextmanager
+def _replacing(folder: EvaluationFolder) -> Iterator[EvaluationFolder]:
+    """A folder inside ``folder`` to write to, whose files then take the place of an earlier evaluation's.
+
+    So a full disk or a stop leaves the earlier one, and files of two are never read as one.
+    """
+    fresh = EvaluationFolder(Path(tempfile.mkdtemp(prefix=".new-", dir=folder.path)))
     try:
-        for file in (*stale, *(folder.images / f"{name}.png" for name in PICKED)):
-            file.unlink(missing_ok=True)
+        fresh.images.mkdir()
+        yield fresh
+        names = [file.relative_to(fresh.path) for file in sorted(fresh.path.rglob("*")) if file.is_file()]
+        ours = EvaluationFolder(Path())
+        stale = [ours.summary_file, ours.report_file, ours.cases_file, ours.zero_shot_file, ours.curve_file]
+        for name in (*stale, *(ours.images / f"{rank}.png" for rank in PICKED)):
+            (folder.path / name).unlink(missing_ok=True)
+        for name in sorted(names, key=lambda name: name == ours.summary_file):  # the summary last: it says all is there
+            (fresh.path / name).replace(folder.path / name)
     except OSError as error:
         raise UserError(f"{folder.path}: cannot be written ({error.strerror}); choose another folder") from error
-
-
-def _summary(
-    job: _Job,
-    scores: Mapping[str, Sequence[CaseScore]],
-    groups: Mapping[str, str | None],
-    pictures: list[dict[str, Any]],
-    seconds: float,
-) -> dict[str, Any]:
-    # Without a single group there is nothing to say about groups: cases are resampled.
-    by_group = groups if any(group is not None for group in groups.values()) else None
-    level, model = job.protocol.level, job.model
-    available = {name for record in job.cases.all for name in levels(record)}
-    revealing = reveals_emptiness(job.records, level)
-    first = next(iter(scores.values()))
-    summary: dict[str, Any] = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "split": job.split,
-        "level": level,
-        "threshold": job.protocol.threshold,
-        "nsd_tolerance": job.protocol.nsd_tolerance,
-        "data": {"path": job.cases.where, "name": job.records[0].dataset, "levels": common_levels(job.records)},
-        "prompts": {
-            "level": level,
-            "seed": job.protocol.seed,
-            "leaks": leaks(level, available),
-            "reveal_emptiness": len(revealing),
-            "reveal_emptiness_truly_empty": sum(
-                score.truth_area == 0 for score in first if score.case_id in set(revealing)
-            ),
-            "different": len({score.prompt for score in first}),
-            "examples": list(dict.fromkeys(score.prompt for score in first))[:5],
-        },
-        "base": {
-            "id": model.base_id,
-            "family": model.family,
-            "sha256": model.base_hash,
-            "parameters": _base_parameters(model),
-            "preprocessing": model.preprocessing.to_dict(),
-        },
-        "run": job.about["run"],
-        "trained_adapter": job.about["adapter"],
-        "training_cases": job.about["training_cases"],
-        **{name: summarise(found, groups=by_group) for name, found in scores.items()},
-        "skipped": [asdict(case) for case in job.cases.skipped],
-        "pictures": pictures,
-        "seconds": round(seconds, 3),
-        **_environment(model),
-    }
-    if {"adapter", "zero_shot"} <= scores.keys():
-        a, b = scores["adapter"], scores["zero_shot"]
-        has_truth = [index for index, score in enumerate(a) if score.truth_area > 0]
-        summary["paired_difference"] = {
-            name: paired_difference(a, b, name, groups=by_group) for name in METRICS.names()
-        }
-        summary["paired_difference_truth_foreground"] = {
-            name: paired_difference([a[i] for i in has_truth], [b[i] for i in has_truth], name, groups=by_group)
-            for name in METRICS.names()
-        }
-    return summary
-
-
-# -- pictures ------------------------------------------------------------------------------------------------------------
-
-
-def _draw(job: _Job, scores: Mapping[str, Sequence[CaseScore]]) -> list[dict[str, Any]]:
-    """Pictures of the best, median and worst case by Dice of the first variant; what stands in them."""
-    main = next(iter(scores))
-    records = {record.case_id: record for record in job.records}
-    by_case = {name: {score.case_id: score for score in found} for name, found in scores.items()}
-    drawn: list[dict[str, Any]] = []
-    for rank, score in pick(scores[main]).items():
-        record = records[score.case_id]
-        target = job.folder.images / f"{rank}.png"
-        of_case = {name: found[score.case_id] for name, found in by_case.items()}
-        with files.atomic_path(target) as temporary:
-            _picture(job, record, of_case).save(temporary, format="PNG")
-        drawn.append(
-            {
-                "rank": rank,
-                "file": f"{job.folder.images.name}/{target.name}",
-                "case_id": score.case_id,
-                "prompt": score.prompt,
-                "truth_area": score.truth_area,
-                "dice": {name: one.values["dice"] for name, one in of_case.items()},
-                "predicted_area": {name: one.predicted_area for name, one in of_case.items()},
-            }
-        )
-    return drawn
-
-
-def pick(scores: Sequence[CaseScore]) -> dict[str, CaseScore]:
-    """Best, median and worst case by Dice, among those with something to find; equal Dice goes by case id.
-
-    Only where no case has foreground in the truth are the others looked at. Fewer than three cases give fewer.
-    """
-    chosen = [score for score in scores if score.truth_area > 0] or list(scores)
-    ranked = sorted(chosen, key=lambda score: (-score.values["dice"], score.case_id))
-    places = {"best": 0, "worst": len(ranked) - 1, "median": (len(ranked) - 1) // 2}
-    seen: set[int] = set()
-    found: dict[str, CaseScore] = {}
-    for name, place in places.items():
-        if ranked and place not in seen:
-            seen.add(place)
-            found[name] = ranked[place]
-    return {name: found[name] for name in PICKED if name in found}
-
-
-def _picture(job: _Job, record: Record, scores: Mapping[str, CaseScore]) -> Image.Image:
-    from vlsm_adapter.overlays import Panel, figure
-
-    image, truth = read_pair(record)
-    prompt = next(iter(scores.values())).prompt
-    masks = predict_variants(job.model, image, prompt, job.variants, job.protocol.threshold)
-    empty = "" if truth.any() else ": empty"
-    panels = [Panel("image"), Panel(f"truth (line){empty}", truth=truth)]
-    for name in reversed(list(masks)):  # zero-shot first, then what fine-tuning made of it
-        title = "adapter" if name == "adapter" else "zero-shot"
-        nothing = "" if masks[name].any() else ", nothing found"
-        panels.append(Panel(f"{title} (area): Dice {scores[name].values['dice']:.3f}{nothing}", truth, masks[name]))
-    return figure(image, panels, f"{record.case_id}   prompt: {prompt!r}")
+    finally:
+        shutil.rmtree(fresh.path, ignore_errors=True)
 
 
 # -- small parts ---------------------------------------------------------------------------------------------------------
@@ -463,25 +331,3 @@ def _compare_with_training(
             f"warning: {counts['seen_in_training']} of {len(now)} {split} cases were trained on: the data has changed since"
         )
     return counts
-
-
-def _base_parameters(model: PromptSegmenter) -> int:
-    total = sum(parameter.numel() for parameter in model.parameters())
-    return total - sum(
-        tensor.numel() for name in tuner.names(model) for tensor in tuner.state_dict(model, name).values()
-    )
-
-
-def _environment(model: PromptSegmenter) -> dict[str, Any]:
-    versions = {"python": platform.python_version()}
-    for package in ("vlsm-adapter", "torch", "transformers", "peft", "numpy", "scipy", "pillow"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:  # run from a source tree that is not installed
-            versions[package] = "unknown"
-    return {
-        "versions": versions,
-        "device": str(model.device),
-        "platform": platform.platform(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-    }

@@ -25,6 +25,7 @@ from vlsm_adapter.types import CaseScore
 
 FORMAT = "vlsm-evaluation"
 FORMAT_VERSION = 1
+PICKED = ("best", "median", "worst")
 _HEAD = ("case_id", "prompt")
 _TAIL = ("unit", "emptiness", "truth_area", "predicted_area")
 _GROUP = "group"

@@ -139,6 +139,9 @@ def _shortened(text: str, width: int, ending: str = "") -> str:
     font = ImageFont.load_default(_FONT)
     if font.getlength(text + ending) <= width:
         return text + ending
-    while text and font.getlength(f"{text}...{ending}") > width:
-        text = text[:-1]
-    return f"{text}...{ending}"
+    fitting, too_long = 0, len(text)
+    while too_long - fitting > 1:
+        middle = (fitting + too_long) // 2
+        fits = font.getlength(f"{text[:middle]}...{ending}") <= width
+        fitting, too_long = (middle, too_long) if fits else (fitting, middle)
+    return f"{text[:fitting]}...{ending}"

@@ -58,9 +58,10 @@ class PredictReport:
     skipped: list[Skipped] = field(default_factory=list)
 
     def __str__(self) -> str:
-        text = f"{len(self.masks)} masks of {self.images} images in {self.out_dir}; areas in {self.table}"
+        text = f"{_count(len(self.masks), 'mask')} of {_count(self.images, 'image')} in {self.out_dir}"
+        text += f"; areas in {self.table}"
         if self.skipped:
-            text += f"; {len(self.skipped)} images left out, listed in {self.out_dir / FAILURES_NAME}"
+            text += f"; {_count(len(self.skipped), 'image')} left out, listed in {self.out_dir / FAILURES_NAME}"
         return text
 
 
@@ -165,6 +166,10 @@ class _Batch:
             _write_png(mask, Image.fromarray(prediction.mask.astype(np.uint8) * 255))
             self.masks.append(mask)
             self.rows.append(_row(source, prediction, mask))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _different_files(images: Sequence[Path]) -> list[Path]:

@@ -122,10 +122,16 @@ def _score_table(
     if paired:
         head += ["difference", "better / worse / equal"]
     rows: list[list[str]] = []
+    units = {about["unit"] for about in next(iter(by_variant.values())).values()} - {"ratio"}
+    distance = units.pop() if len(units) == 1 else "mixed"
+    distance = "mm, or px where the spacing is unknown" if distance == "mixed" else distance
     for metric, about in next(iter(by_variant.values())).items():
         for unit in list(about.get("by_unit", {})) or [None]:
             cells = [_of_unit(metrics[metric], unit) for metrics in by_variant.values()]
-            row = [_metric_name(metric, cells[0], summary["nsd_tolerance"]), *(_interval(cell) for cell in cells)]
+            row = [
+                _metric_name(metric, cells[0], summary["nsd_tolerance"], distance),
+                *(_interval(cell) for cell in cells),
+            ]
             if paired:
                 gain = _of_unit(paired[metric], unit)
                 row += [
@@ -143,10 +149,10 @@ def _of_unit(values: Mapping[str, Any], unit: str | None) -> Mapping[str, Any]:
     return {**about, **values["by_unit"][unit]}
 
 
-def _metric_name(metric: str, about: Mapping[str, Any], tolerance: float) -> str:
+def _metric_name(metric: str, about: Mapping[str, Any], tolerance: float, distance: str) -> str:
     better = "higher is better" if about["higher_is_better"] else "lower is better"
     unit = about["unit"]
-    extra = f"at {tolerance:g} mm, or px where the spacing is unknown; " if metric == "nsd" else ""
+    extra = f"at {tolerance:g} {distance}, " if metric == "nsd" else ""
     extra += f"{unit}, " if unit != "ratio" else ""
     return f"{about['display_name']} ({extra}{better})"
 
@@ -172,7 +178,7 @@ def _words(summary: Mapping[str, Any]) -> list[str]:
             "and the scores flatter. Level p1 (the class name) does not."
         )
     else:
-        leak = f"Prompts of level {level} say nothing that was drawn from the true mask."
+        leak = f"Prompts of level {level} tell no shape, size, number or place drawn from the true mask."
     count = prompts["reveal_emptiness"]
     if count:
         leak += (
@@ -180,7 +186,7 @@ def _words(summary: Mapping[str, Any]) -> list[str]:
             f"{prompts['reveal_emptiness_truly_empty']} of them is empty. Such words give the answer without the image."
         )
     examples = ", ".join(_code(text) if text else "the empty prompt" for text in prompts["examples"])
-    more = ", ..." if prompts["different"] > len(prompts["examples"]) else ""
+    more = ", and others" if prompts["different"] > len(prompts["examples"]) else ""
     lines = ["## Prompts", "", leak, "", f"{_plural(prompts['different'], 'different prompt')}: {examples}{more}."]
     training = summary.get("training_cases")
     if training and summary["split"] != "train" and training["seen_in_training"]:

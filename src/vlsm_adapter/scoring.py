@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from vlsm_adapter.data.images import check_same_size, read_image, read_mask
-from vlsm_adapter.data.prompts import choose_prompt
+from vlsm_adapter.data.prompts import choose_prompt, levels
 from vlsm_adapter.errors import DataError
 from vlsm_adapter.inference import TextCache, check_threshold, decode, inferring, probability_at_size
 from vlsm_adapter.metrics import score_case
@@ -53,7 +53,15 @@ class Protocol:
             raise DataError(f"batch size {self.batch_size}: must be at least 1")
 
     def prompt(self, record: Record) -> str:
-        """The text ``record`` is asked, whatever the epoch."""
+        """The text ``record`` is asked.
+
+        Raises:
+            DataError: it has none of the level.
+        """
+        if self.level not in (has := levels(record)):
+            raise DataError(
+                f"case {record.case_id}: has no prompt level '{self.level}'; choose one that it has: {', '.join(has)}"
+            )
         return choose_prompt(record, self.level, seed=self.seed)
 
 
