@@ -99,7 +99,7 @@ def evaluate_run(
         nsd_tolerance=nsd_tolerance,
         batch_size=batch_size,
     )
-    trained = _trained_on(run)
+    trained = run.data()
     cases = load_cases(
         _data_path(config.data.path, trained) if data is None else data,
         prompt=prompt if data is not None or prompt is not None else config.data.prompt,
@@ -295,15 +295,6 @@ def _check_level(level: str) -> str:
             "level 'random' draws another level per case: an evaluation asks one named level; allowed: p0 .. p9, such as p1"
         )
     return level
-
-
-def _trained_on(run: RunFolder) -> dict[str, Any]:
-    """What ``data.json`` says of the run's cases."""
-    try:
-        values = run.data()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{run.data_file}: damaged ({error}); delete it to evaluate without comparing cases") from error
-    return values if isinstance(values, dict) else {}
 
 
 def _data_path(configured: str, trained: Mapping[str, Any]) -> str:

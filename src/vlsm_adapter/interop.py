@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from vlsm_adapter.adapters import AdapterConfig, adapter_config, tuner
 from vlsm_adapter.adapters.attach import attach
 from vlsm_adapter.adapters.folder import read_weights
-from vlsm_adapter.errors import AdapterError, one_line
+from vlsm_adapter.errors import AdapterError, ConfigError, one_line
 from vlsm_adapter.models import load_model
 
 if TYPE_CHECKING:
@@ -115,7 +116,9 @@ def read_published(path: str | Path) -> dict[str, torch.Tensor]:
     if not file.is_file():
         raise AdapterError(f"{file}: no such file")
     try:
-        values: Any = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols, for torch's own developers
+            values: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle raises anything, IndexError and struct.error among them
         if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
             raise AdapterError(
@@ -144,12 +147,15 @@ def _read_config(found: Mapping[tuple[str, int, str, str], torch.Tensor], source
     sizes: dict[str, int] = {}
     for field, group in (("bottleneck_dim", first), ("condition_dim", "cond_adapter")):
         tensor = found.get((group, 0, "fc1", "weight"))
-        if tensor is not None:
+        if tensor is not None and tensor.ndim == 2:
             sizes[field] = int(tensor.shape[0])
         elif group in groups or group == first:
             raise AdapterError(f"{source}: lacks {group}.0.fc1.weight; the checkpoint is incomplete")
     kind = "dense" if dense else "shallow"
-    return adapter_config(kind, parts=parts, variant="published", **sizes)
+    try:
+        return adapter_config(kind, parts=parts, variant="published", **sizes)
+    except ConfigError as error:
+        raise AdapterError(f"{source}: {error}") from error
 
 
 def _check_base(model: PromptSegmenter, carried: Mapping[str, torch.Tensor], source: str) -> None:
@@ -158,9 +164,13 @@ def _check_base(model: PromptSegmenter, carried: Mapping[str, torch.Tensor], sou
 
     own = dict(model.named_parameters())
     for key, tensor in carried.items():
-        if key not in own:  # buffers of older transformers versions, e.g. position_ids
+        if key.endswith("position_ids"):  # a buffer that older transformers versions saved
             continue
-        if own[key].shape != tensor.shape or not torch.allclose(own[key], tensor.to(own[key].dtype), atol=1e-6):
+        if (
+            key not in own
+            or own[key].shape != tensor.shape
+            or not torch.allclose(own[key], tensor.to(own[key].dtype), atol=1e-6)
+        ):
             raise AdapterError(
                 f"{source}: its base differs from '{model.base_id}' at {key}; give the base it was trained on"
             )

@@ -86,10 +86,18 @@ class RunFolder:
         return RunConfig.load(self.config_file)
 
     def data(self) -> dict[str, Any]:
-        """What ``data.json`` holds, or an empty dictionary."""
+        """What ``data.json`` holds, or an empty dictionary.
+
+        Raises:
+            UserError: the file is damaged.
+        """
         if not self.data_file.is_file():
             return {}
-        return json.loads(self.data_file.read_text(encoding="utf-8"))
+        try:
+            values = json.loads(self.data_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{self.data_file}: damaged ({error}); restore it, or remove it to go without") from error
+        return values if isinstance(values, dict) else {}
 
 
 def environment() -> dict[str, Any]:

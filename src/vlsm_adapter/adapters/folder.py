@@ -95,7 +95,7 @@ def save_adapter(
         info: for the card and for prediction.
 
     Raises:
-        AdapterError: no adapter is attached.
+        AdapterError: no adapter is attached, or the folder holds a base model.
         UserError: the folder cannot be written; what stood there is intact.
     """
     from safetensors.torch import save
@@ -105,6 +105,8 @@ def save_adapter(
         raise AdapterError(f"no adapter '{name}' is attached")
     info = info or AdapterInfo()
     folder = Path(path)
+    if (folder / "config.json").exists():
+        raise AdapterError(f"{folder}: holds a base model (config.json); give the adapter a folder of its own")
     weights = {key: tensor.detach().cpu().contiguous() for key, tensor in tuner.state_dict(model, name).items()}
     manifest = {
         "format": FORMAT,
@@ -273,7 +275,10 @@ def _card(manifest: dict[str, Any], info: AdapterInfo, count: int) -> str:
     settings = ", ".join(f"{key}={value}" for key, value in adapter.items() if key != "method")
     size = " x ".join(str(side) for side in manifest["preprocessing"]["size"])
     split = ", ".join(f"{number} {part}" for part, number in info.split.items())
-    scores = "\n".join(f"| {metric} | {value:.4f} |" for metric, value in info.scores.items())
+    scores = "\n".join(
+        f"| {metric} | {f'{value:.4f}' if math.isfinite(value) else 'not defined'} |"
+        for metric, value in info.scores.items()
+    )
     lines = [
         "---",
         "library_name: vlsm-adapter",

@@ -199,7 +199,7 @@ class PromptSegmenter(nn.Module, ABC):
         for prompt in dict.fromkeys(prompts):
             if prompt in self._told_cut:
                 continue
-            encoded = self.tokenizer(prompt, return_offsets_mapping=self.tokenizer.is_fast)
+            encoded = self.tokenizer(prompt, return_offsets_mapping=self.tokenizer.is_fast, verbose=False)
             if len(encoded["input_ids"]) <= self.context_length:
                 continue
             self._told_cut.add(prompt)

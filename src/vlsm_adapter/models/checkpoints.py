@@ -49,10 +49,17 @@ def load_stock_model(model_class: type[PreTrainedModel], source: str | Path, bas
                 f"{source / pickles[0]}: a pickle can run code and is refused; convert it to model.safetensors"
             )
         raise ModelError(f"{source}: holds no model.safetensors; copy the whole folder")
+    if isinstance(source, Path) and (source / "adapter_config.json").is_file():
+        # transformers would load that adapter into the base on its own.
+        raise ModelError(
+            f"{source}: holds a base model and an adapter (adapter_config.json); move one of them elsewhere"
+        )
     from transformers.utils import logging as transformers_logging
 
     bars = transformers_logging.is_progress_bar_enabled()
+    verbosity = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()  # half a second of bar per load says nothing to a user
+    transformers_logging.set_verbosity_error()  # its table of missing weights becomes our one line
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -62,6 +69,7 @@ def load_stock_model(model_class: type[PreTrainedModel], source: str | Path, bas
     except Exception as error:  # config.json reaches constructors that raise anything, ZeroDivisionError among them
         raise ModelError(f"model '{base_id}': cannot be loaded ({one_line(error)}); fetch or copy it again") from error
     finally:
+        transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
     missing = sorted(key for key in info["missing_keys"] if not key.endswith("position_ids"))

@@ -52,6 +52,12 @@ class CLIPSeg(PromptSegmenter):
             raise ModelError(
                 f"config.json: extract_layers {list(self.extract_layers)}: at least one block, each from 0 to {depth - 1}"
             )
+        patch = config.vision_config.patch_size
+        if config.use_complex_transposed_convolution and (patch // 4) ** 2 != patch:
+            raise ModelError(
+                f"config.json: use_complex_transposed_convolution with patch_size {patch}: the logits would be smaller "
+                "than the image; allowed: patch_size 16"
+            )
         # Modules that do nothing until a method attaches to them.
         self.image_skip = nn.ModuleList(nn.Identity() for _ in self.extract_layers)
         self.text_skip = nn.ModuleList(TextSkip() for _ in self.extract_layers)
