@@ -37,6 +37,7 @@ class Progress:
         plateau: state of the plateau schedule.
         scaler: state of the gradient scaler of 16-bit training.
         history: a row per finished epoch.
+        base: SHA-256 of the base model's weights.
         finished: why the run ended, or None.
     """
 
@@ -53,6 +54,7 @@ class Progress:
     plateau: dict[str, float] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
+    base: str = ""
     finished: str | None = None
 
 

@@ -97,7 +97,9 @@ def evaluate(
     zero_shot: Annotated[bool, typer.Option(help="Evaluate the base model beside it.")] = True,
     data: Annotated[str | None, typer.Option(metavar="DIR", help="Other data than the run's.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Class name, for data without prompts.")] = None,
-    model: Annotated[str | None, typer.Option(help="Without RUN: a base model alone, on --data.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Where RUN's base model is now; without RUN: a base model alone, on --data.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Where to write.")] = None,
     skip_bad: SkipBad = None,
     quiet: Quiet = False,
@@ -119,7 +121,7 @@ def evaluate(
         "console": console,
     }
     if run is not None:
-        folder = evaluate_run(run, zero_shot=zero_shot, data=data, **common)
+        folder = evaluate_run(run, zero_shot=zero_shot, data=data, base=model, **common)
     elif model is not None and data is not None:
         folder = evaluate_model(model, data, **common)
     else:
@@ -214,7 +216,7 @@ def data_show(
     from collections import Counter
 
     from vlsm_adapter.data.cases import load_cases
-    from vlsm_adapter.data.prompts import common_levels, leaks
+    from vlsm_adapter.data.prompts import choose_prompt, common_levels, leaks
 
     cases = load_cases(path, prompt=prompt, skip_bad=bool(skip_bad))
     counts = Counter(record.split for record in cases.all)
@@ -222,7 +224,7 @@ def data_show(
         f"{cases.where}: {len(cases.all)} cases; " + ", ".join(f"{counts[s]} {s}" for s in sorted(counts, key=str))
     )
     for level in common_levels(cases.all):
-        text = cases.all[0].prompts[level][0]
+        text = choose_prompt(cases.all[0], level)
         typer.echo(f"  {level}{' (from the ground truth)' if leaks(level) else ''}: {text!r}")
     for case in cases.skipped:
         typer.echo(f"  left out: {case.reason}")
@@ -244,7 +246,9 @@ def data_phantoms(
     console = Console(quiet=quiet)
     chosen = tuple(modality or MODALITIES)
     with console.bar("phantoms", cases * len(chosen)) as advance:
-        write_phantoms(out, cases_per_modality=cases, seed=seed, modalities=chosen, progress=lambda done, _: advance(done))
+        write_phantoms(
+            out, cases_per_modality=cases, seed=seed, modalities=chosen, progress=lambda done, _: advance(done)
+        )
     console.say(f"{out}: {cases * len(chosen)} cases")
 
 

@@ -167,7 +167,10 @@ class RunConfig:
                 problems.append(f"--set {text!r}: {str(error).splitlines()[0]}")
         for key, value in (overrides or {}).items():
             if value is not None:
-                _put(values, key, value)
+                try:
+                    _put(values, key, value)
+                except TypeError as error:
+                    problems.append(f"{key}: {error}")
         where = f"{file}: " if file else ""
         built = _build(cls, values, "", problems)
         if not problems:
@@ -203,6 +206,8 @@ def _check_whole(config: RunConfig) -> list[str]:
 
 def _build(kind: Any, values: Any, prefix: str, problems: list[str]) -> Any:
     """An instance of dataclass ``kind`` from plain ``values``; problems are collected, not raised."""
+    if values is None:  # a section whose keys are all commented out
+        return kind()
     if not isinstance(values, Mapping):
         problems.append(f"{prefix.rstrip('.') or 'configuration'}: must be a section of keys, not {values!r}")
         return kind()
@@ -261,7 +266,9 @@ def _check_value(value: Any, metadata: Mapping[str, Any]) -> None:
 def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
     *sections, last = dotted.split(".")
     for section in sections:
-        inner = values.setdefault(section, {})
+        if values.get(section) is None:
+            values[section] = {}
+        inner = values[section]
         if not isinstance(inner, dict):
             raise TypeError(f"'{section}' is not a section")
         values = inner

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 logger = logging.getLogger("vlsm_adapter")
@@ -26,6 +26,10 @@ class Console:
     def say(self, text: str) -> None:
         """One line, also into the log file if there is one."""
         logger.info(text)
+
+    def warn(self, text: str) -> None:
+        """One line that ``quiet`` does not silence."""
+        logger.warning(text)
 
     @contextmanager
     def bar(self, description: str, total: int) -> Iterator[Callable[..., None]]:
@@ -75,6 +79,13 @@ class _LineHandler(logging.StreamHandler):
         super().emit(record)
 
 
+class _FileHandler(logging.FileHandler):
+    """A full disk costs lines of the log, not a traceback for each of them: what matters is saved elsewhere, or raises."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
 def show_log(*, quiet: bool = False) -> None:
     """Print the package's messages as plain lines on standard error (warnings only with ``quiet``)."""
     for handler in list(logger.handlers):
@@ -91,7 +102,7 @@ def show_log(*, quiet: bool = False) -> None:
 @contextmanager
 def log_to(file: Path) -> Iterator[None]:
     """Also append the package's messages to ``file``, with the time, as long as the context lasts."""
-    handler = logging.FileHandler(file, encoding="utf-8")
+    handler = _FileHandler(file, encoding="utf-8")
     handler.setLevel(logging.INFO)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
@@ -102,7 +113,8 @@ def log_to(file: Path) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-        handler.close()
+        with suppress(OSError):
+            handler.close()
 
 
 class _Formatter(logging.Formatter):

@@ -19,7 +19,7 @@ from vlsm_adapter.adapters import tuner
 from vlsm_adapter.adapters.attach import active, without_adapter
 from vlsm_adapter.adapters.folder import load_adapter, read_manifest
 from vlsm_adapter.console import Console
-from vlsm_adapter.data.cases import SPLITS, load_cases
+from vlsm_adapter.data.cases import SPLITS, Cases, load_cases
 from vlsm_adapter.errors import ConfigError, DataError, UserError, nearest
 from vlsm_adapter.evaluation_folder import PICKED, EvaluationFolder, write_scores
 from vlsm_adapter.evaluation_summary import Job, summarise_evaluation
@@ -37,7 +37,7 @@ from vlsm_adapter.scoring import (
     evaluate_cases,
     score_variants,
 )
-from vlsm_adapter.types import Record
+from vlsm_adapter.types import Record, Skipped
 
 if TYPE_CHECKING:
     import torch
@@ -101,12 +101,14 @@ def evaluate_run(
     )
     trained = run.data()
     cases = load_cases(
-        _data_path(config.data.path, trained) if data is None else data,
+        config.data.path if data is None else data,
         prompt=prompt if data is not None or prompt is not None else config.data.prompt,
         split_seed=config.data.split_seed,
         fractions=config.data.fractions,
         skip_bad=config.data.skip_bad if skip_bad is None else skip_bad,
     )
+    if data is None:
+        cases.skipped += _left_out_in_training(trained, split, cases)
     records = cases.records(_check_split(split))
     model = load_adapter(folder, base=base).to(choose_device(device))
     variants: dict[str, Context] = {"adapter": nullcontext}
@@ -297,10 +299,17 @@ def _check_level(level: str) -> str:
     return level
 
 
-def _data_path(configured: str, trained: Mapping[str, Any]) -> str:
-    """The run's data: as configured, or, called from another folder, where it was then."""
-    absolute = str(trained.get("path", ""))
-    return absolute if absolute and not Path(configured).exists() and Path(absolute).exists() else configured
+def _left_out_in_training(trained: Mapping[str, Any], split: str, cases: Cases) -> list[Skipped]:
+    """Cases of other splits that training left out after decoding them; here only headers are read of those."""
+    listed = trained.get("skipped")
+    if not isinstance(listed, list):
+        return []
+    try:
+        found = [Skipped(case["case_id"], case["path"], case["reason"]) for case in listed]
+    except (TypeError, KeyError):
+        return []
+    known = {case.case_id for case in cases.skipped} | {record.case_id for record in cases.all if record.split == split}
+    return [case for case in found if case.case_id not in known]
 
 
 def _compare_with_training(
@@ -318,7 +327,7 @@ def _compare_with_training(
         "gone": len(then - now),
     }
     if split != "train" and counts["seen_in_training"]:
-        console.say(
-            f"warning: {counts['seen_in_training']} of {len(now)} {split} cases were trained on: the data has changed since"
+        console.warn(
+            f"{counts['seen_in_training']} of {len(now)} {split} cases were trained on: the data has changed since"
         )
     return counts

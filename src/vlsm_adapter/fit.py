@@ -62,7 +62,7 @@ def fit(session: Session) -> None:
                 progress.finished = f"all {config.epochs} epochs"
             elif config.patience and progress.stale >= config.patience:
                 progress.finished = f"no better validation Dice for {config.patience} epochs"
-            checkpoint.save_state(session.folder.state_file, session.model, _plain(session.optimizer), progress)
+            _save(session)
             if progress.finished is None:
                 session.stop.check(session.folder)
     session.console.say(
@@ -98,25 +98,21 @@ def _train_epoch(session: Session) -> None:
                 loss = _loss(session, batch, loss_of)
                 value = loss.item()
                 if not math.isfinite(value):
-                    raise TrainingError(
-                        f"loss is {value} in epoch {progress.epoch + 1}, batch {progress.batch + 1} (cases "
-                        f"{', '.join(list(batch.case_ids)[:3])}, ...); the last good state is kept in "
-                        f"{session.folder.path}: lower train.lr, or use train.precision=32-true"
-                    )
+                    raise _not_finite(session, f"loss is {value}", batch)
                 session.fabric.backward(loss / group)
             progress.epoch_loss += value * len(batch.case_ids)
             progress.epoch_cases += len(batch.case_ids)
             if last_of_group:
                 if progress.update == 0:
                     check_gradients(session.model)
-                _update(session, updates)
+                _update(session, updates, batch)
             progress.batch += 1
             now = time.perf_counter()
             progress.epoch_seconds, since = progress.epoch_seconds + now - since, now
             advance(progress.batch, note=f"loss {progress.epoch_loss / progress.epoch_cases:.4f}")
             if last_of_group and progress.batch < batches:
                 if session.stop.requested or time.monotonic() - saved >= config.save_seconds:
-                    checkpoint.save_state(session.folder.state_file, session.model, _plain(session.optimizer), progress)
+                    _save(session)
                     saved = time.monotonic()
                 session.stop.check(session.folder)
 
@@ -141,15 +137,18 @@ def _logits_and_masks(session: Session, batch: Batch) -> tuple[torch.Tensor, tor
     return resize_logits(logits, (batch.masks.shape[-2], batch.masks.shape[-1])), batch.masks
 
 
-def _update(session: Session, updates: int) -> None:
+def _update(session: Session, updates: int, batch: Batch) -> None:
     config, progress = session.config.train, session.progress
     lr = learning_rate(config, progress.update, updates) * progress.plateau.get("factor", 1.0)
     for group in session.optimizer.param_groups:
         group["lr"] = lr
-    if config.clip_norm:
-        session.fabric.clip_gradients(
-            session.wrapped, session.optimizer, max_norm=config.clip_norm, error_if_nonfinite=False
-        )
+    norm = session.fabric.clip_gradients(
+        session.wrapped, session.optimizer, max_norm=config.clip_norm or math.inf, error_if_nonfinite=False
+    )
+    # The scaler of 16-bit training passes over such updates by itself.
+    scaled = getattr(session.fabric._precision, "scaler", None) is not None
+    if norm is not None and not scaled and not math.isfinite(norm.item()):
+        raise _not_finite(session, f"norm of the gradient is {norm.item()}", batch)
     session.optimizer.step()
     session.optimizer.zero_grad(set_to_none=True)
     progress.update += 1
@@ -178,13 +177,16 @@ def _validate(session: Session) -> dict[str, float]:
             dices += batch_dice(logits.float().sigmoid() > THRESHOLD, masks > 0.5).sum().item()
             count += cases
             advance(number)
+    if not math.isfinite(losses):
+        raise _not_finite(session, f"validation loss is {losses}")
     return {"val_loss": losses / count, "val_dice": dices / count}
 
 
 def batch_dice(prediction: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     """Dice (P,) of boolean masks (P, H, W); two empty masks agree: 1."""
-    overlap = (prediction & truth).sum((1, 2)).double()
-    size = (prediction.sum((1, 2)) + truth.sum((1, 2))).double()
+    # On the CPU: not every accelerator has float64.
+    overlap = (prediction & truth).sum((1, 2)).cpu().double()
+    size = (prediction.sum((1, 2)) + truth.sum((1, 2))).cpu().double()
     return torch.where(size == 0, torch.ones_like(size), 2 * overlap / size.clamp(min=1))
 
 
@@ -220,8 +222,23 @@ def _end_epoch(session: Session, scores: dict[str, float]) -> None:
     )
     progress.epoch += 1
     progress.batch, progress.epoch_loss, progress.epoch_cases, progress.epoch_seconds = 0, 0.0, 0, 0.0
-    if (state := session.fabric._precision.state_dict()) is not None:
-        progress.scaler = state
+
+
+def _save(session: Session) -> None:
+    """Write the state, the gradient scaler's of this moment with it."""
+    session.progress.scaler = session.fabric._precision.state_dict()
+    checkpoint.save_state(session.folder.state_file, session.model, _plain(session.optimizer), session.progress)
+
+
+def _not_finite(session: Session, what: str, batch: Batch | None = None) -> TrainingError:
+    """The error of a number that is none; nothing of it has been saved."""
+    where = f"epoch {session.progress.epoch + 1}"
+    if batch is not None:
+        where += f", batch {session.progress.batch + 1} (cases {', '.join(list(batch.case_ids)[:3])}, ...)"
+    return TrainingError(
+        f"{what} in {where}; the last good state is kept in {session.folder.path}: "
+        "lower train.lr, or use train.precision=32-true"
+    )
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:

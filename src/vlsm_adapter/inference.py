@@ -141,7 +141,7 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         "mps": torch.backends.mps.is_available(),
     }
     if not there.get(chosen.type, False):
-        raise UserError(f"device '{device}' is not on this machine: use --device cpu, or auto")
+        raise UserError(f"device '{device}' is not on this machine: use 'cpu' or 'auto'")
     return chosen
 
 

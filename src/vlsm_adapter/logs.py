@@ -30,7 +30,7 @@ class Logs:
         if config.log.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            writer = SummaryWriter(str(folder.tensorboard), purge_step=first_step or None)
+            writer = SummaryWriter(str(folder.tensorboard), purge_step=first_step + 1 if first_step else None)
             self._add(lambda values, step: _to_tensorboard(writer, values, step), writer.close)
         if config.log.wandb:
             wandb = _need("wandb")
@@ -57,6 +57,17 @@ class Logs:
         """Flush and close."""
         for close in self._closers:
             close()
+
+
+def check_logs(config: RunConfig) -> None:
+    """Import what the configuration asks for, so that a missing package is found before anything is written.
+
+    Raises:
+        ConfigError: a package is missing; the message says what to install.
+    """
+    for package, wanted in (("wandb", config.log.wandb), ("mlflow", config.log.mlflow)):
+        if wanted:
+            _need(package)
 
 
 def _to_tensorboard(writer: Any, values: Mapping[str, float], step: int) -> None:

@@ -21,12 +21,13 @@ from vlsm_adapter.checkpoint import Progress
 from vlsm_adapter.config import RunConfig
 from vlsm_adapter.console import Console, log_to
 from vlsm_adapter.data.cases import Cases, load_cases, try_all
+from vlsm_adapter.data.entries import real_folder
 from vlsm_adapter.data.loaders import CaseDataset
 from vlsm_adapter.data.prompts import choose_prompt, leaks
-from vlsm_adapter.errors import UserError
+from vlsm_adapter.errors import DataError, TrainingError, UserError
 from vlsm_adapter.fit import THRESHOLD, Session, fit
 from vlsm_adapter.interrupt import StopSignal
-from vlsm_adapter.logs import Logs
+from vlsm_adapter.logs import Logs, check_logs
 from vlsm_adapter.models import load_model
 from vlsm_adapter.models.base import PromptSegmenter
 from vlsm_adapter.optimization import choose_precision, make_optimizer
@@ -47,7 +48,7 @@ def train(config: RunConfig, out: str | Path, *, console: Console | None = None)
     config = absolute_paths(config)
     if folder.config_file.exists():
         raise UserError(f"{out}: holds a run already; continue it with --resume {out}, or choose another --out")
-    if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
+    if folder.path.exists() and (not folder.path.is_dir() or not _is_empty(folder.path)):
         raise UserError(f"{out}: is not an empty folder; choose another --out")
     return _run(config, folder, console or Console(quiet=True))
 
@@ -65,7 +66,9 @@ def _run(config: RunConfig, folder: RunFolder, console: Console) -> RunFolder:
             console.say(f"{folder.path}: finished already ({before.finished})")
             return folder
     parts = build(config, console)
-    folder.path.mkdir(parents=True, exist_ok=True)
+    if not folder.config_file.is_file():
+        # Before anything else: from here on a killed run can be resumed.
+        files.write_text(folder.config_file, config.to_yaml())
     with log_to(folder.log_file):
         session = set_up(parts, folder, console)
         try:
@@ -73,6 +76,11 @@ def _run(config: RunConfig, folder: RunFolder, console: Console) -> RunFolder:
         finally:
             close(session)
     return folder
+
+
+def _is_empty(folder: Path) -> bool:
+    """Nothing in it but what a killed write left behind (``.NAME.tmp``)."""
+    return all(file.name.startswith(".") and file.suffix == ".tmp" for file in folder.iterdir())
 
 
 # -- build: everything that can be wrong is found here, before anything is written ------------------------------------
@@ -86,12 +94,15 @@ class Parts:
     cases: Cases
     model: PromptSegmenter
     report: AttachReport
+    precision: str
     train_data: CaseDataset
     val_data: CaseDataset
 
 
 def build(config: RunConfig, console: Console) -> Parts:
     """Read data and model, attach the adapter, decode every case once."""
+    precision = choose_precision(config.train.precision)
+    check_logs(config)
     torch.manual_seed(config.train.seed)
     cases = load_cases(
         config.data.path,
@@ -123,19 +134,19 @@ def build(config: RunConfig, console: Console) -> Parts:
         f"{config.data.level}" + (f"; {len(cases.skipped)} bad cases left out" if cases.skipped else "")
     )
     if leaks(config.data.eval_level):
-        console.say(
-            f"warning: prompt level {config.data.eval_level} is drawn from the ground truth; scores with it "
+        console.warn(
+            f"prompt level {config.data.eval_level} is drawn from the ground truth; scores with it "
             "say what a reader of the mask could reach, use p1 for a leak-free evaluation"
         )
-    return Parts(config, cases, model, report, datasets[0], datasets[1])
+    return Parts(config, cases, model, report, precision, datasets[0], datasets[1])
 
 
 def absolute_paths(config: RunConfig) -> RunConfig:
     """``config`` with the data's path, and the model's where it is a folder, independent of the working directory."""
-    data = replace(config.data, path=str(Path(config.data.path).resolve()))
+    data = replace(config.data, path=str(real_folder(config.data.path)))
     model = config.model
-    if Path(model.name).is_dir():
-        model = replace(model, name=str(Path(model.name).resolve()))
+    if (folder := Path(model.name).expanduser()).is_dir():
+        model = replace(model, name=str(folder.resolve()))
     return replace(config, data=data, model=model)
 
 
@@ -145,6 +156,8 @@ def build_model(config: RunConfig) -> PromptSegmenter:
     if config.model.image_size is not None:
         side = config.model.image_size
         model.preprocessing = replace(model.preprocessing, size=(side, side))
+        with torch.no_grad():
+            model.encode_image(torch.zeros(1, 3, side, side, dtype=model.dtype))  # a size it cannot take is found now
     return model
 
 
@@ -158,22 +171,28 @@ def _dataset(config: RunConfig, model: PromptSegmenter, records: list, level: st
 def set_up(parts: Parts, folder: RunFolder, console: Console) -> Session:
     """Write what is known before training, move to the device, and take up the saved state if there is one."""
     config = parts.config
-    precision = choose_precision(config.train.precision)
-    fabric = Fabric(accelerator="auto", devices=1, precision=precision)
+    summary = _data_summary(parts)
+    if folder.state_file.is_file():
+        _check_same_cases(folder, summary)
+    fabric = Fabric(accelerator="auto", devices=1, precision=parts.precision)
     optimizer = make_optimizer(parts.model, config.train)
     wrapped, wrapped_optimizer = fabric.setup(parts.model, optimizer)
-    progress = Progress()
+    progress = Progress(base=parts.model.base_hash)
     if folder.state_file.is_file():
         progress = checkpoint.load_state(folder.state_file, parts.model, optimizer)
+        if progress.base != parts.model.base_hash:
+            raise TrainingError(
+                f"{folder.path}: base model '{config.model.name}' has other weights than when the run began; "
+                "bring them back, or start a new run"
+            )
         if progress.scaler:
             fabric._precision.load_state_dict(progress.scaler)
         console.say(f"resumed at epoch {progress.epoch + 1}, batch {progress.batch}")
     else:
-        files.write_text(folder.config_file, config.to_yaml())
         files.write_json(
-            folder.environment_file, {**environment(), "device": str(fabric.device), "precision": precision}
+            folder.environment_file, {**environment(), "device": str(fabric.device), "precision": parts.precision}
         )
-    files.write_json(folder.data_file, _data_summary(parts))
+    files.write_json(folder.data_file, summary)
     counts = {split: sum(record.split == split for record in parts.cases.all) for split in ("train", "val", "test")}
     examples = tuple(dict.fromkeys(parts.val_data.prompt(index) for index in range(len(parts.val_data))))[:3]
     info = AdapterInfo(
@@ -199,6 +218,20 @@ def set_up(parts: Parts, folder: RunFolder, console: Console) -> Session:
         logs=logs,
         info=info,
         stop=StopSignal(console),
+    )
+
+
+def _check_same_cases(folder: RunFolder, summary: dict[str, Any]) -> None:
+    """Refuse to go on with other cases: some trained on might by now be called test cases."""
+    before = folder.data().get("splits")
+    if before is None or before == summary["splits"]:
+        return
+    then = {(split, case) for split, cases in before.items() for case in cases}
+    now = {(split, case) for split, cases in summary["splits"].items() for case in cases}
+    odd = sorted(then ^ now)
+    first = f"{len(odd)} differ, the first is {odd[0][1]} ({odd[0][0]})" if odd else "they stand in another order"
+    raise DataError(
+        f"{summary['path']}: its cases are not those that run {folder.path} began with ({first}); bring them back, or start a new run"
     )
 
 

@@ -209,3 +209,70 @@ def test_skip_bad_lists_and_counts_what_it_leaves_out(
     assert "1 bad cases left out" in lenient.err
     skipped = json.loads((tmp_path / "run" / "data.json").read_text())["skipped"]
     assert [Path(case["path"]).name for case in skipped] == [image.name]
+    evaluated = vlsm("evaluate", tmp_path / "run")
+    assert evaluated.code == 0, evaluated.err
+    report = (tmp_path / "run" / "evaluation" / "test-p1" / "report.md").read_text()
+    assert image.name in report.replace("\\", "")
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"), [("train.precision=16-mixed", "needs a GPU"), ("model.image_size=50", "multiples of")]
+)
+def test_what_cannot_run_leaves_no_folder(
+    setting: str, says: str, vlsm: Callable, phantoms: Path, base_folder: Path, tmp_path: Path
+) -> None:
+    if torch.cuda.is_available() and "precision" in setting:
+        pytest.skip("this machine can")
+    answer = vlsm("train", "--data", phantoms, "--model", base_folder, "-o", tmp_path / "run", *FAST, "--set", setting)
+    assert answer.code == 2
+    assert says in answer.error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_with_its_own_cases_only(
+    vlsm: Callable, phantoms: Path, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(phantoms, data)
+    calls: list[int] = []
+    right = LOSSES.get("dice_bce")
+
+    def breaks(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return right(logits, target) * (float("nan") if len(calls) == 4 else 1.0)
+
+    monkeypatch.setitem(LOSSES._items, "dice_bce", breaks)
+    assert vlsm("train", "--data", data, "--model", base_folder, "-o", run, *FAST).code == 2
+    monkeypatch.undo()
+    state, cases = (run / "state.safetensors").read_bytes(), (run / "data.json").read_text()
+    train, test = (json.loads((data / "anns" / f"{split}.json").read_text()) for split in ("train", "test"))
+    test.append(train.pop())
+    for split, entries in (("train", train), ("test", test)):
+        (data / "anns" / f"{split}.json").write_text(json.dumps(entries))
+    answer = vlsm("train", "--resume", run)
+    assert answer.code == 2
+    assert "its cases are not those that run" in answer.error
+    assert (run / "state.safetensors").read_bytes() == state
+    assert (run / "data.json").read_text() == cases
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "plateau"])
+def test_a_gradient_that_is_not_a_number_is_never_saved(
+    schedule: str, vlsm: Callable, phantoms: Path, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right, calls = LOSSES.get("dice_bce"), []
+
+    def breaks(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        loss = right(logits, target)
+        if len(calls) == 5:  # the last batch of epoch 2: its loss is finite, its gradient is not
+            loss = loss + (logits.sum() * 0).sqrt()
+        return loss
+
+    monkeypatch.setitem(LOSSES._items, "dice_bce", breaks)
+    run = tmp_path / "run"
+    options = (*FAST, "--set", f"train.schedule={schedule}", "--set", "train.clip_norm=0")
+    answer = vlsm("train", "--data", phantoms, "--model", base_folder, "-o", run, *options)
+    assert answer.code == 2
+    assert "norm of the gradient is nan in epoch 2, batch 2" in answer.error
+    assert all(torch.isfinite(tensor).all() for tensor in load_file(run / "state.safetensors").values())

@@ -102,3 +102,15 @@ def test_no_recipe_does_more_than_raise_a_config_error(recipe: dict) -> None:
         file.write_text(yaml.safe_dump(recipe, allow_unicode=True), encoding="utf-8")
         with contextlib.suppress(ConfigError):
             assert RunConfig.load(file).data.path
+
+
+def test_an_empty_section_is_its_defaults_and_takes_options(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("data:\n  path: x\ntrain:\nlog:\n")
+    assert RunConfig.load(recipe, {"train.lr": 0.5}).train.lr == 0.5
+    assert RunConfig.load(recipe) == RunConfig.load(None, {"data.path": "x"})
+
+
+def test_a_value_where_a_section_belongs_is_one_error() -> None:
+    with pytest.raises(ConfigError, match="'data' is not a section"):
+        RunConfig.load(None, {"data.path": "x"}, ["data=5"])

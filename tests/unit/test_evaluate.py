@@ -326,14 +326,6 @@ def test_cases_that_were_trained_on_are_counted(make_run: Callable[..., Path], d
     assert "**1 case of this split were trained on**" in folder.report_file.read_text(encoding="utf-8")
 
 
-def test_a_run_is_found_again_from_another_folder(
-    make_run: Callable[..., Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = make_run(data, **{"data.path": "polyps"})  # as given from the data's own parent
-    monkeypatch.chdir(tmp_path)
-    assert EvaluationFolder(evaluate_run(run, zero_shot=False)).summary()["adapter"]["n"] == 7
-
-
 # -- a base model alone --------------------------------------------------------------------------------------------------
 
 

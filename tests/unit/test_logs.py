@@ -58,3 +58,16 @@ def test_a_missing_package_is_named_with_the_extra(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=rf"pip install 'vlsm-adapter\[{package}\]'"):
         Logs(config(tensorboard=False, **{package: True}), RunFolder(tmp_path), first_step=0)
+
+
+def test_a_resumed_run_keeps_the_event_of_its_last_update_and_drops_later_ones(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first, steps in ((0, (2, 4, 6)), (4, (6,))):
+        logs = Logs(config(), RunFolder(tmp_path), first_step=first)
+        for step in steps:
+            logs.write({"train_loss": first + step / 8}, step)
+        logs.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train_loss")] == [(2, 0.25), (4, 0.5), (6, 4.75)]

@@ -7,6 +7,7 @@ resized bytes between the two in a bounded cache.
 from __future__ import annotations
 
 import hashlib
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -294,7 +295,7 @@ def make_loader(
         batch_sampler=batches,
         collate_fn=partial(_collate_or_error, tokenize=tokenize),
         num_workers=num_workers,
-        worker_init_fn=_share_cache if num_workers else None,
+        worker_init_fn=_start_worker if num_workers else None,
         # A generator of its own: DataLoader draws the workers' base seed from the global one otherwise.
         generator=_generator("loader", seed, epoch),
         pin_memory=pin_memory,
@@ -324,7 +325,9 @@ def _collate_or_error(samples: Sequence[Sample | UserError], tokenize: Tokenize)
     return collate(samples, tokenize)  # type: ignore[arg-type]
 
 
-def _share_cache(_worker: int) -> None:
+def _start_worker(_worker: int) -> None:
+    # Ctrl-C reaches every process of the terminal; the main one stops the run and ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     info = get_worker_info()
     if info is not None and isinstance(info.dataset, _Guarded):
         cache = info.dataset.dataset.cache

@@ -65,6 +65,7 @@ def complete_splits(
         raise DataError(
             f"{where}: {count} of {len(records)} cases have no split, the first is {first.case_id}: give one to all or to none"
         )
+    _warn_of_divided_groups(records, where)
     if "val" in splits or "train" not in splits or parts[1] == 0:
         return list(records)
     units = Counter(unit_of(record) for record in records if record.split == "train")
@@ -85,6 +86,22 @@ def complete_splits(
         seed,
     )
     return made
+
+
+def _warn_of_divided_groups(records: Sequence[Record], where: str) -> None:
+    """Log the groups that the data's own splits divide."""
+    splits_of: dict[str, set[str | None]] = {}
+    for record in records:
+        if record.group is not None:
+            splits_of.setdefault(record.group, set()).add(record.split)
+    divided = [group for group, splits in splits_of.items() if len(splits) > 1]
+    if divided:
+        log.warning(
+            "%s: %d group(s) stand in more than one split, so that scores flatter; the first is %s",
+            where,
+            len(divided),
+            divided[0],
+        )
 
 
 def check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:

@@ -123,3 +123,14 @@ def test_no_split_anywhere_is_assigned() -> None:
 def test_some_splits_missing_is_an_error() -> None:
     with pytest.raises(DataError, match=r"DIR: 2 of 5 cases have no split, the first is c0"):
         complete_splits(cases(2) + [Record(f"x{i}", Path("/x"), split="test") for i in range(3)], where="DIR")
+
+
+def test_a_group_divided_by_the_data_itself_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    def record(number: int, split: str, group: str | None) -> Record:
+        return Record(f"c{number}", Path(f"c{number}.png"), split=split, group=group)
+
+    whole = [record(0, "train", "a"), record(1, "val", "b"), record(2, "test", None), record(3, "train", None)]
+    complete_splits(whole)
+    assert "stand in more than one split" not in caplog.text
+    complete_splits([*whole, record(4, "test", "a")])
+    assert "1 group(s) stand in more than one split" in caplog.text
