@@ -6,6 +6,7 @@ Nothing heavy is imported before a verb runs, so that ``vlsm --help`` answers at
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -90,7 +91,7 @@ def train(
 @app.command()
 def evaluate(
     run: Annotated[Path | None, typer.Argument(metavar="RUN", help="Run folder.")] = None,
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    split: Annotated[str, typer.Option(help="train, val, test or all.")] = "test",
     level: Annotated[str | None, typer.Option(help="Prompt level; by default the run's own.")] = None,
     threshold: Annotated[float | None, typer.Option(help="By default the adapter's.")] = None,
     nsd_tolerance: Annotated[float, typer.Option(help="Of NSD, in mm where the spacing is known, else in px.")] = 2.0,
@@ -283,6 +284,9 @@ def main() -> None:
             command = context.command_path if context is not None else "vlsm"
             if message := error.format_message():  # empty where help was shown instead
                 _complain(f"{message} See '{command} --help'.")
+            sys.exit(2)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            _complain(f"{error.filename or 'output'}: {error.strerror}; free disk space or choose another folder")
             sys.exit(2)
         if type(error).__name__ in ("Abort", "Exit"):
             sys.exit(getattr(error, "exit_code", 130))

@@ -91,7 +91,7 @@ class TrainConfig:
         weight_decay: on weights; never on biases and norms.
         schedule: ``cosine`` (after warm-up), ``plateau`` (factor 0.3 after 5 epochs without a lower validation
             loss, as published), ``constant``.
-        warmup: part of all updates over which ``cosine`` rises from 0.
+        warmup: part of all updates over which ``cosine`` rises linearly to ``lr``.
         clip_norm: global norm of the gradient; 0 turns it off.
         loss: ``dice_bce`` (1.5 Dice + 1.0 cross-entropy on logits) or ``published`` (cross-entropy on probabilities).
         patience: epochs without a better validation Dice before training stops; 0 never stops early.
@@ -105,7 +105,7 @@ class TrainConfig:
     epochs: int = field(default=30, metadata=_between(1, 100_000))
     batch_size: int = field(default=16, metadata=_between(1, 65536))
     accumulate: int = field(default=1, metadata=_between(1, 65536))
-    lr: float = field(default=1e-3, metadata=_between(0, 10))
+    lr: float = field(default=1e-3, metadata=_between(1e-12, 10))
     weight_decay: float = field(default=1e-3, metadata=_between(0, 10))
     schedule: str = field(default="cosine", metadata=_one_of(*SCHEDULES))
     warmup: float = field(default=0.05, metadata=_between(0, 1))

@@ -19,8 +19,8 @@ from vlsm_adapter.adapters import tuner
 from vlsm_adapter.adapters.attach import active, without_adapter
 from vlsm_adapter.adapters.folder import load_adapter, read_manifest
 from vlsm_adapter.console import Console
-from vlsm_adapter.data.cases import SPLITS, Cases, load_cases
-from vlsm_adapter.errors import ConfigError, DataError, UserError, nearest
+from vlsm_adapter.data.cases import Cases, load_cases
+from vlsm_adapter.errors import ConfigError, DataError, UserError
 from vlsm_adapter.evaluation_folder import PICKED, EvaluationFolder, write_scores
 from vlsm_adapter.evaluation_summary import Job, summarise_evaluation
 from vlsm_adapter.inference import check_threshold, choose_device
@@ -68,7 +68,7 @@ def evaluate_run(
 
     Args:
         run_dir: a folder that ``vlsm train`` made.
-        split: ``"train"``, ``"val"`` or ``"test"``, the same cases as in training.
+        split: ``"train"``, ``"val"``, ``"test"``: the same cases as in training; or ``"all"``, for data of another place.
         level: prompt level; by default the run's ``data.eval_level``.
         threshold: by default the adapter's.
         zero_shot: also score the base model, on the same cases with the same words and threshold.
@@ -109,7 +109,7 @@ def evaluate_run(
     )
     if data is None:
         cases.skipped += _left_out_in_training(trained, split, cases)
-    records = cases.records(_check_split(split))
+    records = cases.records(split)
     model = load_adapter(folder, base=base).to(choose_device(device))
     variants: dict[str, Context] = {"adapter": nullcontext}
     if zero_shot:
@@ -181,7 +181,7 @@ def evaluate_model(
         batch_size=batch_size,
     )
     cases = load_cases(data, prompt=prompt, split_seed=split_seed, fractions=fractions, skip_bad=bool(skip_bad))
-    records = cases.records(_check_split(split))
+    records = cases.records(split)
     if isinstance(model, (str, Path)):
         loaded = load_model(model).to(choose_device(device))
     else:
@@ -282,12 +282,6 @@ def _replacing(folder: EvaluationFolder) -> Iterator[EvaluationFolder]:
 def _name(path: str) -> str:
     """The last part of a folder, file or hub id, for a folder name."""
     return Path(path).resolve().stem or "data"
-
-
-def _check_split(split: str) -> str:
-    if split not in SPLITS:
-        raise ConfigError(f"split '{split}' is unknown: {nearest(split, SPLITS)}")
-    return split
 
 
 def _check_level(level: str) -> str:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import platform
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlsm_adapter.adapters import tuner
@@ -16,6 +11,7 @@ from vlsm_adapter.data.cases import Cases
 from vlsm_adapter.data.prompts import common_levels, leaks, levels, reveals_emptiness
 from vlsm_adapter.evaluation_folder import FORMAT, FORMAT_VERSION, EvaluationFolder
 from vlsm_adapter.metrics import METRICS, paired_difference, summarise
+from vlsm_adapter.run_folder import environment
 from vlsm_adapter.scoring import Context, Protocol
 from vlsm_adapter.types import CaseScore, Record
 
@@ -104,7 +100,8 @@ def summarise_evaluation(
         "skipped": [asdict(case) for case in job.cases.skipped],
         "pictures": pictures,
         "seconds": round(seconds, 3),
-        **_environment(model),
+        **environment(),
+        "device": str(model.device),
     }
     if {"adapter", "zero_shot"} <= scores.keys():
         a, b = scores["adapter"], scores["zero_shot"]
@@ -124,18 +121,3 @@ def _base_parameters(model: PromptSegmenter) -> int:
     return total - sum(
         tensor.numel() for name in tuner.names(model) for tensor in tuner.state_dict(model, name).values()
     )
-
-
-def _environment(model: PromptSegmenter) -> dict[str, Any]:
-    versions = {"python": platform.python_version()}
-    for package in ("vlsm-adapter", "torch", "transformers", "peft", "numpy", "scipy", "pillow"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:  # run from a source tree that is not installed
-            versions[package] = "unknown"
-    return {
-        "versions": versions,
-        "device": str(model.device),
-        "platform": platform.platform(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-    }

@@ -177,6 +177,9 @@ def _validate(session: Session) -> dict[str, float]:
             dices += batch_dice(logits.float().sigmoid() > THRESHOLD, masks > 0.5).sum().item()
             count += cases
             advance(number)
+            if session.stop.requested:
+                _save(session)  # all batches of the epoch are done: resumed, it begins with the validation
+                session.stop.check(session.folder)
     if not math.isfinite(losses):
         raise _not_finite(session, f"validation loss is {losses}")
     return {"val_loss": losses / count, "val_dice": dices / count}

@@ -9,7 +9,7 @@
         adapter/           the best adapter by validation Dice (an adapter folder)
         state.safetensors  the last state, to resume from; its metadata is JSON
         tensorboard/       event files
-        log.txt            what was printed
+        log.txt            what was said while it ran
         evaluation/        written by ``vlsm evaluate``
 """
 
@@ -17,9 +17,12 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +84,27 @@ class RunFolder:
     def evaluation(self) -> Path:
         return self.path / "evaluation"
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep a second process out of this run, and clear away what a killed one left half-written.
+
+        Raises:
+            UserError: another process works on the run.
+        """
+        try:
+            import fcntl
+        except ImportError:  # no such locks on Windows
+            yield
+            return
+        with (self.path / ".lock").open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(f"{self.path}: another process is training this run; wait for it or stop it") from error
+            for leftover in (*self.path.glob(".*.tmp"), *self.adapter.glob(".*.tmp")):
+                leftover.unlink(missing_ok=True)
+            yield
+
     def config(self) -> RunConfig:
         """The run's configuration."""
         return RunConfig.load(self.config_file)
@@ -101,15 +125,19 @@ class RunFolder:
 
 
 def environment() -> dict[str, Any]:
-    """What the numbers of a run depend on beside its configuration: command, machine, versions."""
+    """What numbers depend on beside the configuration: command, machine, versions."""
     import torch
 
-    packages = ("vlsm-adapter", "torch", "transformers", "peft", "lightning-fabric", "numpy", "pillow")
+    versions = {"python": platform.python_version()}
+    for package in ("vlsm-adapter", "torch", "transformers", "peft", "lightning-fabric", "numpy", "scipy", "pillow"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:  # run from a source tree that is not installed
+            versions[package] = "unknown"
     return {
-        "command": sys.argv,
-        "python": platform.python_version(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
-        "versions": {package: version(package) for package in packages},
+        "versions": versions,
     }

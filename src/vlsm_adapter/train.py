@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 
 from vlsm_adapter import checkpoint, files
 from vlsm_adapter.adapters import adapter_config
-from vlsm_adapter.adapters.attach import AttachReport, attach
+from vlsm_adapter.adapters.attach import attach
 from vlsm_adapter.adapters.folder import AdapterInfo
 from vlsm_adapter.checkpoint import Progress
 from vlsm_adapter.config import RunConfig
@@ -69,7 +69,9 @@ def _run(config: RunConfig, folder: RunFolder, console: Console) -> RunFolder:
     if not folder.config_file.is_file():
         # Before anything else: from here on a killed run can be resumed.
         files.write_text(folder.config_file, config.to_yaml())
-    with log_to(folder.log_file):
+    with folder.locked(), log_to(folder.log_file):
+        for note in parts.notes:
+            console.say(note)
         session = set_up(parts, folder, console)
         try:
             fit(session)
@@ -93,7 +95,7 @@ class Parts:
     config: RunConfig
     cases: Cases
     model: PromptSegmenter
-    report: AttachReport
+    notes: list[str]  # what there is to say, once there is a log to say it in
     precision: str
     train_data: CaseDataset
     val_data: CaseDataset
@@ -113,10 +115,10 @@ def build(config: RunConfig, console: Console) -> Parts:
     )
     model = build_model(config)
     report = attach(model, adapter_config(config.adapter.method, **dict(config.adapter.settings)))
-    console.say(str(report))
     for split, level in (("train", config.data.level), ("val", config.data.eval_level)):
         for record in cases.records(split):
             choose_prompt(record, level, seed=config.train.seed)  # a case without the level is found now
+    model.tokenize(sorted(_texts(cases, config)))  # prompts longer than the context are told here, once
     datasets: list[CaseDataset] = []
     budget = config.data.cache_mb * (1 << 20)
     for split, level in (("train", config.data.level), ("val", config.data.eval_level)):
@@ -129,16 +131,26 @@ def build(config: RunConfig, console: Console) -> Parts:
         if bad:
             dataset = _dataset(config, model, cases.records(split), level, budget // 2)
         datasets.append(dataset)
-    console.say(
+    notes = [
+        str(report),
         f"{cases.where}: {len(datasets[0])} training and {len(datasets[1])} validation cases, prompt level "
-        f"{config.data.level}" + (f"; {len(cases.skipped)} bad cases left out" if cases.skipped else "")
-    )
+        f"{config.data.level}" + (f"; {len(cases.skipped)} bad cases left out" if cases.skipped else ""),
+    ]
     if leaks(config.data.eval_level):
         console.warn(
             f"prompt level {config.data.eval_level} is drawn from the ground truth; scores with it "
             "say what a reader of the mask could reach, use p1 for a leak-free evaluation"
         )
-    return Parts(config, cases, model, report, precision, datasets[0], datasets[1])
+    return Parts(config, cases, model, notes, precision, datasets[0], datasets[1])
+
+
+def _texts(cases: Cases, config: RunConfig) -> set[str]:
+    """Every text that training or validation may ask."""
+    texts = {text for record in cases.records("val") for text in record.prompts.get(config.data.eval_level, ())}
+    for record in cases.records("train"):
+        levels = record.prompts if config.data.level == "random" else (config.data.level,)
+        texts.update(text for level in levels for text in record.prompts.get(level, ()))
+    return texts
 
 
 def absolute_paths(config: RunConfig) -> RunConfig:
@@ -174,7 +186,7 @@ def set_up(parts: Parts, folder: RunFolder, console: Console) -> Session:
     summary = _data_summary(parts)
     if folder.state_file.is_file():
         _check_same_cases(folder, summary)
-    fabric = Fabric(accelerator="auto", devices=1, precision=parts.precision)
+    fabric = Fabric(accelerator="cuda" if torch.cuda.is_available() else "cpu", devices=1, precision=parts.precision)
     optimizer = make_optimizer(parts.model, config.train)
     wrapped, wrapped_optimizer = fabric.setup(parts.model, optimizer)
     progress = Progress(base=parts.model.base_hash)

@@ -116,7 +116,7 @@ def test_early_stopping_counts_epochs_without_a_gain(
 ) -> None:
     answer = vlsm(
         "train", "--data", phantoms, "--model", base_folder, "-o", tmp_path / "run", *FAST, "--epochs", 50,
-        "--lr", 0, "--set", "train.patience=2",
+        "--lr", 1e-12, "--set", "train.patience=2",
     )  # fmt: skip
     assert answer.code == 0, answer.err
     assert "no better validation Dice for 2 epochs" in answer.err

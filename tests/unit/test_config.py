@@ -114,3 +114,10 @@ def test_an_empty_section_is_its_defaults_and_takes_options(tmp_path: Path) -> N
 def test_a_value_where_a_section_belongs_is_one_error() -> None:
     with pytest.raises(ConfigError, match="'data' is not a section"):
         RunConfig.load(None, {"data.path": "x"}, ["data=5"])
+
+
+def test_the_losses_named_here_are_those_registered() -> None:
+    from vlsm_adapter.config import LOSS_NAMES
+    from vlsm_adapter.losses import LOSSES
+
+    assert list(LOSS_NAMES) == LOSSES.names()

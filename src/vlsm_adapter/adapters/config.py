@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vlsm_adapter.adapters.blocks import ACTIVATIONS
 from vlsm_adapter.errors import AdapterError, ConfigError, nearest
 from vlsm_adapter.registry import Registry
 
@@ -55,6 +56,51 @@ class AdapterConfig(ABC):
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form: the method's name and its fields."""
         return {"method": self.method, **dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True)
+class BottleneckConfig(AdapterConfig):
+    """What the bottleneck methods of the paper share.
+
+    Attributes:
+        bottleneck_dim: width of the bottlenecks.
+        parts: ``"v"``, ``"vl"`` or ``"vlc"``.
+        variant: ``"published"`` is x + ReLU(up(ReLU(down(x)))) with default initialisation; ``"residual"`` starts as
+            the base model (up-projection zero) and has no ReLU at its output.
+        condition_dim: bottleneck on the conditional embedding (``"vlc"``); the paper uses 256.
+        activation: of ``"residual"``: ``"gelu"``, ``"relu"`` or ``"silu"``.
+        scale: factor on the change, of ``"residual"``.
+
+    Raises:
+        ConfigError: a value is not allowed.
+    """
+
+    bottleneck_dim: int = 64
+    parts: str = "vlc"
+    variant: str = "residual"
+    condition_dim: int = 256
+    activation: str = "gelu"
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_choice("parts", self.parts, PARTS)
+        check_choice("variant", self.variant, VARIANTS)
+        check_choice("activation", self.activation, tuple(ACTIVATIONS))
+        check_positive("bottleneck_dim", self.bottleneck_dim)
+        check_positive("condition_dim", self.condition_dim)
+        check_factor("scale", self.scale)
+
+    def place(self, site: Site, bottleneck_dim: int) -> Placement:
+        """A bottleneck of this variant on ``site``."""
+        published = self.variant == "published"
+        return Placement(
+            site,
+            bottleneck_dim,
+            activation="relu" if published else self.activation,
+            activate_output=published,
+            zero_start=not published,
+            scale=1.0 if published else self.scale,
+        )
 
 
 ADAPTERS: Registry[type[AdapterConfig]] = Registry("adapter")

@@ -9,18 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from vlsm_adapter.adapters.blocks import ACTIVATIONS
-from vlsm_adapter.adapters.config import (
-    ADAPTERS,
-    PARTS,
-    VARIANTS,
-    AdapterConfig,
-    Placement,
-    check_choice,
-    check_factor,
-    check_positive,
-    sites_named,
-)
+from vlsm_adapter.adapters.config import ADAPTERS, BottleneckConfig, Placement, sites_named
 
 if TYPE_CHECKING:
     from vlsm_adapter.models.base import PromptSegmenter
@@ -28,7 +17,7 @@ if TYPE_CHECKING:
 
 @ADAPTERS.register("dense")
 @dataclass(frozen=True)
-class DenseAdapterConfig(AdapterConfig):
+class DenseAdapterConfig(BottleneckConfig):
     """Bottlenecks inside the transformer blocks.
 
     Attributes:
@@ -47,21 +36,6 @@ class DenseAdapterConfig(AdapterConfig):
 
     method: ClassVar[str] = "dense"
 
-    bottleneck_dim: int = 64
-    parts: str = "vlc"
-    variant: str = "residual"
-    condition_dim: int = 256
-    activation: str = "gelu"
-    scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_choice("parts", self.parts, PARTS)
-        check_choice("variant", self.variant, VARIANTS)
-        check_choice("activation", self.activation, tuple(ACTIVATIONS))
-        check_positive("bottleneck_dim", self.bottleneck_dim)
-        check_positive("condition_dim", self.condition_dim)
-        check_factor("scale", self.scale)
-
     def placements(self, model: PromptSegmenter) -> list[Placement]:
         """One placement per site and block."""
         names = ["image.attn_out", "image.mlp_out"]
@@ -76,15 +50,4 @@ class DenseAdapterConfig(AdapterConfig):
             chosen = [(site, width) for site, width in chosen if site.index < last]
         if "c" in self.parts:
             chosen += [(site, self.condition_dim) for site in sites_named(model, "condition")]
-        published = self.variant == "published"
-        return [
-            Placement(
-                site,
-                width,
-                activation="relu" if published else self.activation,
-                activate_output=published,
-                zero_start=not published,
-                scale=1.0 if published else self.scale,
-            )
-            for site, width in chosen
-        ]
+        return [self.place(site, width) for site, width in chosen]

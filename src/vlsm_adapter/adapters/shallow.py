@@ -9,18 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from vlsm_adapter.adapters.blocks import ACTIVATIONS
-from vlsm_adapter.adapters.config import (
-    ADAPTERS,
-    PARTS,
-    VARIANTS,
-    AdapterConfig,
-    Placement,
-    check_choice,
-    check_factor,
-    check_positive,
-    sites_named,
-)
+from vlsm_adapter.adapters.config import ADAPTERS, BottleneckConfig, Placement, sites_named
 from vlsm_adapter.errors import AdapterError
 
 if TYPE_CHECKING:
@@ -29,7 +18,7 @@ if TYPE_CHECKING:
 
 @ADAPTERS.register("shallow")
 @dataclass(frozen=True)
-class ShallowAdapterConfig(AdapterConfig):
+class ShallowAdapterConfig(BottleneckConfig):
     """Bottlenecks between the encoders and the decoder.
 
     Attributes:
@@ -49,19 +38,6 @@ class ShallowAdapterConfig(AdapterConfig):
     method: ClassVar[str] = "shallow"
 
     bottleneck_dim: int = 512
-    parts: str = "vlc"
-    variant: str = "residual"
-    condition_dim: int = 256
-    activation: str = "gelu"
-    scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_choice("parts", self.parts, PARTS)
-        check_choice("variant", self.variant, VARIANTS)
-        check_choice("activation", self.activation, tuple(ACTIVATIONS))
-        check_positive("bottleneck_dim", self.bottleneck_dim)
-        check_positive("condition_dim", self.condition_dim)
-        check_factor("scale", self.scale)
 
     def placements(self, model: PromptSegmenter) -> list[Placement]:
         """One placement per activation read.
@@ -81,15 +57,4 @@ class ShallowAdapterConfig(AdapterConfig):
             chosen += [(site, self.bottleneck_dim) for site in text]
         if "c" in self.parts:
             chosen += [(site, self.condition_dim) for site in condition]
-        published = self.variant == "published"
-        return [
-            Placement(
-                site,
-                width,
-                activation="relu" if published else self.activation,
-                activate_output=published,
-                zero_start=not published,
-                scale=1.0 if published else self.scale,
-            )
-            for site, width in chosen
-        ]
+        return [self.place(site, width) for site, width in chosen]

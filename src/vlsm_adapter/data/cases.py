@@ -8,10 +8,9 @@ from pathlib import Path
 
 from vlsm_adapter.data.checks import require_split
 from vlsm_adapter.data.records import load_records
-from vlsm_adapter.errors import DataError
+from vlsm_adapter.data.splits import SPLITS
+from vlsm_adapter.errors import ConfigError, DataError, nearest
 from vlsm_adapter.types import Record, Skipped
-
-SPLITS = ("train", "val", "test")
 
 
 @dataclass
@@ -29,11 +28,16 @@ class Cases:
     where: str = ""
 
     def records(self, split: str) -> list[Record]:
-        """The cases of one split.
+        """The cases of one split, or of ``"all"``.
 
         Raises:
-            DataError: there are none.
+            ConfigError: no such split.
+            DataError: there are no cases in it.
         """
+        if split == "all":
+            return list(self.all)
+        if split not in SPLITS:
+            raise ConfigError(f"split '{split}' is unknown: {nearest(split, (*SPLITS, 'all'))}")
         return require_split(self.all, split, self.where)
 
     def drop(self, case_id: str, path: Path, reason: str) -> None:

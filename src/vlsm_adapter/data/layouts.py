@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vlsm_adapter.data.entries import Entry, parse_json, read_text, shown, unsafe_name
+from vlsm_adapter.data.splits import SPLITS
 from vlsm_adapter.errors import DataError
 from vlsm_adapter.types import Skipped
 
@@ -25,7 +26,6 @@ log = logging.getLogger("vlsm_adapter.data")
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".ppm", ".pgm"})
 MANIFESTS = ("records.jsonl", "manifest.jsonl")
-SPLITS = ("train", "val", "test")
 IMAGE_FOLDERS = ("images", "image", "imgs", "img")
 MASK_FOLDERS = ("masks", "mask", "labels", "label", "segmentations", "annotations")
 MASK_ENDING = re.compile(r"[_-](mask|masks|segmentation|seg|label|labels|gt)$", re.IGNORECASE)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger("vlsm_adapter")
+
+MOST_TOLD = 5  # warnings about prompts that are cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +205,10 @@ class PromptSegmenter(nn.Module, ABC):
             if len(encoded["input_ids"]) <= self.context_length:
                 continue
             self._told_cut.add(prompt)
+            if len(self._told_cut) > MOST_TOLD:
+                if len(self._told_cut) == MOST_TOLD + 1:
+                    logger.warning("more prompts than these are longer than the context and cut; they are not listed")
+                continue
             lost = "its end"
             if self.tokenizer.is_fast:
                 # One place of the context belongs to the end token.
@@ -249,10 +255,3 @@ def describe_parameters(model: nn.Module) -> dict[str, Any]:
     total = sum(parameter.numel() for parameter in model.parameters())
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return {"total": total, "trainable": trainable, "share": trainable / total if total else 0.0}
-
-
-def require_keys(values: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
-    """Raise ModelError naming the first of ``keys`` that ``values`` lacks."""
-    for key in keys:
-        if key not in values:
-            raise ModelError(f"{where}: lacks '{key}'; it is not a configuration of this kind of model")

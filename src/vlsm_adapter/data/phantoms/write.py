@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vlsm_adapter.data.phantoms.generate import MODALITIES, check_arguments, make_phantom, modality_of
+from vlsm_adapter.data.splits import SPLITS
 from vlsm_adapter.errors import ConfigError, DataError
 from vlsm_adapter.files import atomic_path, write_json
 
 GENERATOR_VERSION = 1  # raised whenever the same arguments give other pictures
-_SPLITS = ("train", "val", "test")
 _NOTE = "dataset.json"
 
 
@@ -77,13 +77,13 @@ def write_phantoms(
         "kind": "phantoms",
         "generator_version": GENERATOR_VERSION,
         "arguments": arguments,
-        "cases": {split: count * len(modalities) for split, count in zip(_SPLITS, counts, strict=True)},
+        "cases": {split: count * len(modalities) for split, count in zip(SPLITS, counts, strict=True)},
     }
     if _is_complete(root, note):
         return root
 
     write_json(root / _NOTE, {**note, "complete": False})
-    entries: dict[str, list[dict[str, Any]]] = {split: [] for split in _SPLITS}
+    entries: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     total, done = cases_per_modality * len(modalities), 0
     bounds = np.cumsum(counts)
     for name in modalities:
@@ -95,7 +95,7 @@ def write_phantoms(
             _write_png(root / "images" / file_name, case.image[..., 0] if grey else case.image)
             _write_png(root / "masks" / file_name, case.mask.astype(np.uint8) * np.uint8(255))
             texts = {level: words[0] if len(words) == 1 else list(words) for level, words in case.prompts.items()}
-            split = _SPLITS[int(np.searchsorted(bounds, index, side="right"))]
+            split = SPLITS[int(np.searchsorted(bounds, index, side="right"))]
             entries[split].append({"img_name": file_name, "mask_name": file_name, "prompts": texts})
             done += 1
             if progress is not None:
