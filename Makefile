@@ -33,10 +33,10 @@ $(VENV)/.dev: $(VENV)/.core
 
 demo: $(VENV)/.core
 	rm -rf demo
-	$(BIN)/vlsm data phantoms demo/data --cases 50
+	$(BIN)/vlsm data phantoms demo/phantoms --cases 70
 	$(BIN)/vlsm train --config configs/demo.yaml --out demo/run
 	$(BIN)/vlsm evaluate demo/run
-	$(BIN)/vlsm predict demo/run "demo/data/images/*endoscopy*0000*" --prompt polyp --overlays --out demo/predictions
+	$(BIN)/vlsm predict demo/run "demo/phantoms/images/*endoscopy*0000*" --prompt polyp --overlays --out demo/predictions
 	@echo "report: demo/run/evaluation/test-p1/report.md    pictures: demo/predictions"
 
 test: $(VENV)/.dev
