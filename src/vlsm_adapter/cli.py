@@ -150,6 +150,8 @@ def predict(
     show_log(quiet=quiet)
     if not prompt:
         raise UserError('--prompt is missing: say what to segment, e.g. --prompt "polyp"')
+    if any(not text.strip() for text in prompt):
+        raise UserError("--prompt is empty: say what to segment; an unset variable in quotes gives an empty prompt")
     from vlsm_adapter.data.records import list_images
 
     files = list_images(images)
@@ -218,17 +220,22 @@ def data_show(
 
     from vlsm_adapter.data.cases import load_cases
     from vlsm_adapter.data.prompts import choose_prompt, common_levels, leaks
+    from vlsm_adapter.data.splits import SPLITS
 
     cases = load_cases(path, prompt=prompt, skip_bad=bool(skip_bad))
     counts = Counter(record.split for record in cases.all)
     typer.echo(
-        f"{cases.where}: {len(cases.all)} cases; " + ", ".join(f"{counts[s]} {s}" for s in sorted(counts, key=str))
+        f"{cases.where}: {len(cases.all)} case{'' if len(cases.all) == 1 else 's'}; "
+        + ", ".join(f"{counts[s]} {s}" for s in sorted(counts, key=str))
     )
     for level in common_levels(cases.all):
         text = choose_prompt(cases.all[0], level)
         typer.echo(f"  {level}{' (from the ground truth)' if leaks(level) else ''}: {text!r}")
     for case in cases.skipped:
         typer.echo(f"  left out: {case.reason}")
+    if empty := [split for split in SPLITS if not counts[split]]:
+        typer.echo(f"  no case in {', '.join(empty)}: training needs train and val, evaluation test")
+    typer.echo("  headers were checked; pixels are when training or evaluation starts")
 
 
 @data_app.command("phantoms")
@@ -283,7 +290,8 @@ def main() -> None:
             context = getattr(error, "ctx", None)
             command = context.command_path if context is not None else "vlsm"
             if message := error.format_message():  # empty where help was shown instead
-                _complain(f"{message} See '{command} --help'.")
+                hint = " (put a pattern of several images in quotes)" if "extra argument" in message else ""
+                _complain(f"{message.rstrip('.')}{hint}. See '{command} --help'.")
             sys.exit(2)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             _complain(f"{error.filename or 'output'}: {error.strerror}; free disk space or choose another folder")

@@ -247,6 +247,8 @@ def _prepare(folder: EvaluationFolder) -> None:
     """Make the folder before hours of work go into what cannot be written."""
     if folder.path.exists() and not folder.path.is_dir():
         raise UserError(f"{folder.path}: is a file; give a folder for the evaluation")
+    if folder.path.is_dir() and not folder.summary_file.exists() and not _is_empty(folder):
+        raise UserError(f"{folder.path}: is not empty and holds no evaluation; choose another --out")
     try:
         folder.images.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -274,6 +276,12 @@ def _replacing(folder: EvaluationFolder) -> Iterator[EvaluationFolder]:
         raise UserError(f"{folder.path}: cannot be written ({error.strerror}); choose another folder") from error
     finally:
         shutil.rmtree(fresh.path, ignore_errors=True)
+
+
+def _is_empty(folder: EvaluationFolder) -> bool:
+    """Nothing in it but an empty images/ and the hidden files that a killed evaluation leaves."""
+    held = [file for file in folder.path.iterdir() if not file.name.startswith(".") and file != folder.images]
+    return not held and not (folder.images.is_dir() and any(folder.images.iterdir()))
 
 
 # -- small parts ---------------------------------------------------------------------------------------------------------
@@ -314,14 +322,13 @@ def _compare_with_training(
     if not isinstance(splits, dict):
         return None
     now = {record.case_id for record in records}
-    then = set(splits.get(split, ()))
+    then = {case for part, cases in splits.items() if split in (part, "all") for case in cases}
     counts = {
         "seen_in_training": len(now & set(splits.get("train", ()))),
         "new": len(now - then),
         "gone": len(then - now),
     }
     if split != "train" and counts["seen_in_training"]:
-        console.warn(
-            f"{counts['seen_in_training']} of {len(now)} {split} cases were trained on: the data has changed since"
-        )
+        why = "held-out cases alone are those of --split test" if split == "all" else "the data has changed since"
+        console.warn(f"{counts['seen_in_training']} of {len(now)} cases were trained on: {why}")
     return counts

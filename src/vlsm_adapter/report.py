@@ -192,8 +192,9 @@ def _words(summary: Mapping[str, Any]) -> list[str]:
     if training and summary["split"] != "train" and training["seen_in_training"]:
         lines += [
             "",
-            f"**{_plural(training['seen_in_training'], 'case')} of this split were trained on**: the data has changed since "
-            "training, and the scores flatter.",
+            f"**{_plural(training['seen_in_training'], 'case')} of this split were trained on**: "
+            + ("it holds all cases" if summary["split"] == "all" else "the data has changed since training")
+            + ", and the scores flatter.",
         ]
     elif training and (training["new"] or training["gone"]):
         lines += [

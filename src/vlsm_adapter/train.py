@@ -49,7 +49,8 @@ def train(config: RunConfig, out: str | Path, *, console: Console | None = None)
     if folder.config_file.exists():
         raise UserError(f"{out}: holds a run already; continue it with --resume {out}, or choose another --out")
     if folder.path.exists() and (not folder.path.is_dir() or not _is_empty(folder.path)):
-        raise UserError(f"{out}: is not an empty folder; choose another --out")
+        kind = "is not empty" if folder.path.is_dir() else "is a file"
+        raise UserError(f"{out}: {kind}; choose another --out")
     return _run(config, folder, console or Console(quiet=True))
 
 

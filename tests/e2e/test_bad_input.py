@@ -137,3 +137,27 @@ def test_a_fault_of_ours_is_one_line_and_exit_code_1(vlsm: Callable, monkeypatch
     assert answer.code == 1
     assert "unexpected ZeroDivisionError: one" in answer.error
     assert "Traceback" not in answer.err
+
+
+def test_an_evaluation_is_not_written_into_a_data_folder(
+    vlsm: Callable, phantoms: Path, base_folder: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(phantoms, data)
+    before = sorted(path.name for path in data.rglob("*"))
+    answer = vlsm("evaluate", "--model", base_folder, "--data", phantoms, "--out", data)
+    assert answer.code == 2, answer.err
+    assert "holds no evaluation" in answer.error
+    assert sorted(path.name for path in data.rglob("*")) == before
+
+
+def test_an_empty_prompt_is_refused_and_all_cases_can_be_scored(
+    vlsm: Callable, phantoms: Path, base_folder: Path, tmp_path: Path
+) -> None:
+    answer = vlsm("predict", "run", phantoms / "images", "--prompt", " ")
+    assert answer.code == 2
+    assert "--prompt is empty" in answer.error
+    out = tmp_path / "evaluation"
+    answer = vlsm("evaluate", "--model", base_folder, "--data", phantoms, "--split", "all", "--out", out)
+    assert answer.code == 0, answer.err
+    assert len((out / "cases.csv").read_text().splitlines()) == 1 + 10

@@ -245,8 +245,16 @@ def _pair(
 
     for image in images:
         collector.add(image.stem, str(image), lambda path=image: draft(path))  # type: ignore[misc]
+    stems = {image.stem.lower() for image in images}
+    for mask in masks:
+        if mask not in used and not {mask.stem.lower(), MASK_ENDING.sub("", mask.stem).lower()} & stems:
+            collector.add(mask.stem, str(mask), lambda path=mask: _without_image(path, image_root))  # type: ignore[misc]
     if alone := [mask for mask in masks if mask not in used]:
         log.warning("%s: %d mask(s) belong to no usable image, the first is %s", mask_root, len(alone), alone[0].name)
+
+
+def _without_image(mask: Path, image_root: Path) -> Draft:
+    raise DataError(f"{mask}: has no image of its name in {image_root}: add the image or move the mask away")
 
 
 def image_files(folder: Path, *, deep: bool = True) -> Iterator[Path]:

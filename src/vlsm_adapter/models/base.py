@@ -213,7 +213,8 @@ class PromptSegmenter(nn.Module, ABC):
             if self.tokenizer.is_fast:
                 # One place of the context belongs to the end token.
                 start = encoded["offset_mapping"][self.context_length - 1][0]
-                lost = repr(prompt[start:])
+                cut = prompt[start:]
+                lost = repr(cut if len(cut) <= 80 else f"{cut[:50]} ... {cut[-25:]}")
             logger.warning(
                 "prompt '%s...' has %d tokens, the model reads %d: cut off %s; use a shorter prompt",
                 prompt[:40],

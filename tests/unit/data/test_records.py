@@ -194,7 +194,7 @@ def test_a_missing_and_a_second_mask(tmp_path: Path, caplog: pytest.LogCaptureFi
     refused(tmp_path, "b.png", "several masks", prompt="cell")
     records, skipped = load_records(tmp_path, prompt="cell", skip_bad=True)
     assert [record.case_id for record in records] == ["a"]
-    assert [case.case_id for case in skipped] == ["b", "c"]
+    assert [case.case_id for case in skipped] == ["b", "c", "left_over"]
     assert "has no mask" in skipped[1].reason
     assert "left_over" in caplog.text
 
