@@ -238,7 +238,8 @@ def _evaluate(job: Job, console: Console) -> Path:
     for name in scores:
         dice = summary[name]["metrics"]["dice"]["mean"]
         console.say(
-            f"{'adapter' if name == 'adapter' else 'zero-shot'}: Dice {dice:.4f} on {len(scores[main])} {job.split} cases"
+            f"{'adapter' if name == 'adapter' else 'zero-shot'}: Dice {dice:.4f} on {len(scores[main])} cases"
+            f"{'' if job.split == 'all' else f' of split {job.split}'}"
         )
     return job.folder.path
 

@@ -160,4 +160,5 @@ def test_an_empty_prompt_is_refused_and_all_cases_can_be_scored(
     out = tmp_path / "evaluation"
     answer = vlsm("evaluate", "--model", base_folder, "--data", phantoms, "--split", "all", "--out", out)
     assert answer.code == 0, answer.err
-    assert len((out / "cases.csv").read_text().splitlines()) == 1 + 10
+    (table,) = out.glob("*cases.csv")
+    assert len(table.read_text().splitlines()) == 1 + 10
