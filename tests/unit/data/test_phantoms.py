@@ -120,7 +120,9 @@ def assert_colour_holds(word: str, region: np.ndarray, image: np.ndarray, modali
         assert (difference <= -4) if word == "dark" else (difference >= 4)
 
 
-@settings(max_examples=60, deadline=None)
+# Known counterexample: dermoscopy, seed 10880, index 10880, 114 x 64 pixels is called gray where the independent reading
+# of its colour says brown (a lesion of few pixels between the two); the same examples are drawn each time until mended.
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(case=cases, size=small_sizes)
 def test_prompts_are_true_of_the_mask(case, size):
     modality, seed, index = case
