@@ -149,6 +149,26 @@ class Corpus:
                 raise DataError(f"{path}: cannot be read as an image ({error}); replace or remove it") from error
         return self._pictures[path]
 
+    def thing(self, rng: np.random.Generator) -> tuple[NDArray[np.uint8], str] | None:
+        """A class cut out of a random training photo along its mask, as an RGBA picture with its name.
+
+        None where the class there is no compact thing: it fills the photo or little of its own bounding box, or is tiny.
+        """
+        name = self.names[int(rng.choice(len(self.names), p=self.weights))]
+        photo = self.by_name[name][int(rng.integers(len(self.by_name[name])))]
+        mask = self.picture(photo.masks[name], "L") > 127
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        if not len(rows):
+            return None
+        window = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+        inside = mask[window]
+        if inside.size > 0.7 * mask.size or min(inside.shape) < 32 or inside.mean() < 0.35:
+            return None
+        pixels = self.picture(photo.image, "RGB")
+        if pixels.shape[:2] != mask.shape:
+            return None  # named as an error where the photo itself is used
+        return np.dstack([pixels[window], np.where(inside, np.uint8(255), np.uint8(0))]), name
+
 
 def whole(corpus: Corpus, photo: Photo, size: int) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.bool_]]]:
     """A photo (size, size, 3) stretched to a square, and its masks (size, size)."""
@@ -264,8 +284,11 @@ def _scene(corpus: Corpus | None, mixture: Mixture, names: bool, rng: np.random.
     cutouts: list[tuple[NDArray[np.uint8], str]] = []
     if names and corpus is not None and corpus.cutouts:
         for _ in range(int(rng.integers(1, 4))):
-            path, name = corpus.cutouts[int(rng.integers(len(corpus.cutouts)))]
-            cutouts.append((corpus.picture(path, "RGBA"), name))
+            thing = corpus.thing(rng) if rng.random() < 0.5 else None
+            if thing is None:
+                path, name = corpus.cutouts[int(rng.integers(len(corpus.cutouts)))]
+                thing = corpus.picture(path, "RGBA"), name
+            cutouts.append(thing)
     style = scenes.SceneStyle(level=mixture.level, soft=mixture.soft)
     return scenes.render(mixture.size, rng, style, photo, cutouts)
 

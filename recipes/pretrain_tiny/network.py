@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
+from vlsm_adapter.errors import ModelError
 from vlsm_adapter.files import atomic_path, write_json
 from vlsm_adapter.models.clipseg import CLIPSeg
 
@@ -118,6 +119,22 @@ def _sine_positions(side: int, width: int) -> torch.Tensor:
     columns = wave[None].expand(side, side, -1)
     table = torch.cat([rows, columns], dim=-1).reshape(side * side, width)
     return torch.cat([torch.zeros(1, width), table])
+
+
+def load_weights(model: CLIPSegForImageSegmentation, folder: Path) -> None:
+    """Take the weights of a model folder.
+
+    Raises:
+        ModelError: it has none, or they are of another architecture.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(folder / "model.safetensors")
+        model.load_state_dict(state)
+    except Exception as error:  # a missing or damaged file, missing names, other shapes
+        first = str(error).strip().splitlines()[0]
+        raise ModelError(f"{folder}: cannot start from it ({first}); give a folder written by this recipe") from error
 
 
 def trainable(model: CLIPSegForImageSegmentation) -> CLIPSeg:

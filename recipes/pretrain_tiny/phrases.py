@@ -322,7 +322,7 @@ def _propose(scene: Scene, level: int, rng: Generator) -> Phrase:
         phrase = replace(phrase, colour=target.colour)
     if target.tone and rng.random() < 0.5:
         phrase = replace(phrase, tone=target.tone)
-    if target.texture in TEXTURES and rng.random() < 0.15:
+    if target.texture in TEXTURES and rng.random() < 0.2:
         phrase = replace(phrase, texture=target.texture)
     if spot and rng.random() < 0.35:
         phrase = replace(phrase, position=spot)

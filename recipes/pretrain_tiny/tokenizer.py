@@ -30,6 +30,8 @@ from phrases import (
 )
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from vlsm_adapter.errors import ModelError
+
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 CONTEXT = 77
 
@@ -138,6 +140,18 @@ def train_tokenizer(names: Iterable[str], vocabulary: int = 3072, seed: int = 0,
         special_tokens=[(BOS, bos), (EOS, eos)],
     )
     return tokenizer
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a model folder.
+
+    Raises:
+        ModelError: its ``tokenizer.json`` is missing or damaged.
+    """
+    try:
+        return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise ModelError(f"{folder}: cannot start from it (tokenizer.json: {error}); give a model folder") from error
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:

@@ -1,7 +1,8 @@
 """Pre-train the embedded model ``tiny``: ``python recipes/pretrain_tiny/train.py --corpus DIR --out DIR``.
 
-Stages of growing resolution; scenes first, then photos and names mixed in. Stop it with Ctrl-C or kill it at any time:
-the same command goes on from the last checkpoint. See README.md.
+A run follows a plan of stages (``plans.py``): growing resolution; scenes first, then photos and names mixed in. ``--start
+MODEL`` begins from the weights of an earlier run. Stop it with Ctrl-C or kill it at any time: the same command goes on
+from the last checkpoint. See README.md.
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
-from corpus import Batches, Corpus, Mixture, normalize
-from network import build, export, trainable
-from tokenizer import train_tokenizer
+from averaging import Average
+from corpus import Batches, Corpus, normalize
+from muon import optimizers_for
+from network import build, export, load_weights, trainable
+from plans import PLANS, learning_rate, stage_at
+from tokenizer import load_tokenizer, train_tokenizer
 from tokenizers import Tokenizer
 from torch import nn
 from torch.nn import functional as F
@@ -34,20 +38,6 @@ from vlsm_adapter.files import atomic_path
 from vlsm_adapter.models.base import TextFeatures
 from vlsm_adapter.models.clipseg import CLIPSeg
 
-
-@dataclass(frozen=True)
-class Stage:
-    """``share`` of the run (0-1) spent on batches of ``mixture``."""
-
-    share: float
-    mixture: Mixture
-
-
-STAGES = (
-    Stage(0.34, Mixture(size=96, images=40, level=0, absent=0.12)),
-    Stage(0.38, Mixture(size=128, images=32, photos=0.35, cutouts=0.12, soft=0.22)),
-    Stage(0.28, Mixture(size=192, images=16, photos=0.40, cutouts=0.12, soft=0.25)),
-)
 COLUMNS = ("step", "minutes", "stage", "size", "learning_rate", "loss", "bce", "dice", "patch", "iou", "images_per_s")
 
 
@@ -62,24 +52,6 @@ class Budget:
         """Position in the run, 0 to 1. ``elapsed``: seconds of training so far, over all sittings."""
         done = step / self.steps if self.steps else elapsed / (60 * self.minutes)
         return min(1.0, done)
-
-
-def stage_at(progress: float, stages: tuple[Stage, ...] = STAGES) -> int:
-    """Index of the stage at this position of the run."""
-    end = 0.0
-    for index, stage in enumerate(stages):
-        end += stage.share
-        if progress < end - 1e-9:
-            return index
-    return len(stages) - 1
-
-
-def learning_rate(progress: float, peak: float, warmup: float = 0.02) -> float:
-    """Linear warm-up, then a cosine down to one hundredth of the peak."""
-    if progress < warmup:
-        return peak * max(progress / warmup, 0.01)
-    position = (progress - warmup) / (1 - warmup)
-    return peak * (0.01 + 0.99 * 0.5 * (1 + float(torch.cos(torch.tensor(position * torch.pi)))))
 
 
 def losses(model: CLIPSeg, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
@@ -123,29 +95,23 @@ def losses(model: CLIPSeg, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor
     return loss, {name: value.detach().item() for name, value in values.items()}
 
 
-def optimizer_for(model: nn.Module, peak: float, decay: float) -> torch.optim.AdamW:
-    """AdamW; no decay on biases, norms, embeddings and the scale."""
-    with_decay: list[nn.Parameter] = []
-    without: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        plain = parameter.ndim < 2 or "embedding" in name
-        (without if plain else with_decay).append(parameter)
-    groups: list[dict[str, Any]] = [{"params": with_decay, "weight_decay": decay}]
-    groups.append({"params": without, "weight_decay": 0.0})
-    return torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98), fused=True)
-
-
 class Run:
     """State of a run and its files: ``state.pt`` (resume), ``log.csv``, ``tokenizer.json``, ``model/`` (the result)."""
 
-    def __init__(self, out: Path, seed: int, tokenizer: Tokenizer, peak: float) -> None:
-        self.out, self.seed, self.tokenizer, self.peak = out, seed, tokenizer, peak
-        torch.manual_seed(seed)
+    def __init__(self, options: argparse.Namespace, tokenizer: Tokenizer) -> None:
+        self.out, self.seed, self.tokenizer = options.out, options.seed, tokenizer
+        self.plan = options.plan
+        self.stages = PLANS[self.plan].stages
+        self.peak = options.learning_rate or PLANS[self.plan].peak
+        torch.manual_seed(self.seed)
         self.model = build(tokenizer.get_vocab_size())
+        if options.start is not None:
+            load_weights(self.model, options.start)
         self.staged = trainable(self.model)
-        self.optimizer = optimizer_for(self.model, peak, 0.02)
+        self.optimizers = optimizers_for(self.model, self.peak)
+        self.average = Average(self.model)
         self.step, self.elapsed = 0, 0.0
-        self.numbers = [0] * len(STAGES)  # batches used per stage
+        self.numbers = [0] * len(self.stages)  # batches used per stage
 
     def resume(self) -> bool:
         """Take up the checkpoint, if there is one.
@@ -158,10 +124,13 @@ class Run:
             return False
         try:
             state = torch.load(path, weights_only=True)
-            if state["seed"] != self.seed:
-                raise DataError(f"{path}: was begun with --seed {state['seed']}; use that seed or another --out")
+            for name, mine in (("seed", self.seed), ("plan", self.plan)):
+                if state[name] != mine:
+                    raise DataError(f"{path}: was begun with --{name} {state[name]}; use that or another --out")
             self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            self.average.load_state_dict(state["average"])
             self.step, self.elapsed, self.numbers = state["step"], state["elapsed"], state["numbers"]
         except DataError:
             raise
@@ -175,14 +144,21 @@ class Run:
         """Write the checkpoint; a crash meanwhile leaves the previous one."""
         state = {
             "seed": self.seed,
+            "plan": self.plan,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "average": self.average.state_dict(),
             "step": self.step,
             "elapsed": self.elapsed,
             "numbers": self.numbers,
         }
         with atomic_path(self.out / "state.pt") as temporary:
             torch.save(state, temporary)
+
+    def export(self) -> None:
+        """Write ``model/``: the running average of the weights, which is better than the last ones."""
+        with self.average.applied(self.model):
+            export(self.model, self.tokenizer, self.out / "model")
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one row to ``log.csv``."""
@@ -235,7 +211,8 @@ class Team:
 
 def batches(run: Run, corpus: Corpus | None, stage: int, team: Team, workers: int) -> Iterator[dict[str, torch.Tensor]]:
     """This process's remaining batches of a stage, rendered ahead by a process of their own."""
-    mixture = replace(STAGES[stage].mixture, images=-(-STAGES[stage].mixture.images // team.size))
+    mixture = run.stages[stage].mixture
+    mixture = replace(mixture, images=-(-mixture.images // team.size))
     dataset = Batches(corpus, run.tokenizer, mixture, run.seed, stage)
     loader = torch.utils.data.DataLoader(
         dataset,
@@ -258,32 +235,34 @@ def fit(run: Run, corpus: Corpus | None, budget: Budget, team: Team, workers: in
     previous = signal.signal(signal.SIGINT, lambda number, _frame: interrupted.append(number))
     stage = -1
     source: Iterator[dict[str, torch.Tensor]] = iter(())
-    saved = shown = time.monotonic()
+    saved = shown = begun = time.monotonic()
     since: list[dict[str, float]] = []
     pictures = 0
     stopped = False
     while not stopped and (progress := budget.progress(run.step, run.elapsed)) < 1.0:
-        begun = time.monotonic()
-        if (now := stage_at(progress)) != stage:
+        if (now := stage_at(progress, run.stages)) != stage:
             stage, source = now, batches(run, corpus, now, team, workers)
         batch = next(source)
         rate = learning_rate(progress, run.peak)
-        for group in run.optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer in run.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["share"]
         loss, values = losses(run.staged, batch)
-        run.optimizer.zero_grad(set_to_none=True)
+        run.model.zero_grad(set_to_none=True)
         loss.backward()
         # The processes agree on the clock and on Ctrl-C, so that they change stage and stop at the same step.
-        spent, stop, *means = team.mean(
-            run.model, [time.monotonic() - begun, float(bool(interrupted)), *values.values()]
-        )
+        seconds, begun = time.monotonic() - begun, time.monotonic()
+        spent, stop, *means = team.mean(run.model, [seconds, float(bool(interrupted)), *values.values()])
         norm = nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
         if not torch.isfinite(norm):
             raise TrainingError(f"step {run.step}: a gradient is not a number; resume with a lower --learning-rate")
-        run.optimizer.step()
+        for optimizer in run.optimizers:
+            optimizer.step()
         with torch.no_grad():
             run.model.clip.logit_scale.clamp_(0.0, 4.6)
         run.step += 1
+        if team.rank == 0:
+            run.average.update(run.model, run.step)
         run.numbers[stage] += 1
         run.elapsed += spent
         stopped = stop > 0
@@ -295,7 +274,7 @@ def fit(run: Run, corpus: Corpus | None, budget: Budget, team: Team, workers: in
             seconds = time.monotonic() - shown
             row: dict[str, Any] = {name: round(sum(v[name] for v in since) / len(since), 4) for name in since[0]}
             row |= {"step": run.step, "minutes": round(run.elapsed / 60, 2), "stage": stage}
-            row |= {"size": STAGES[stage].mixture.size, "learning_rate": round(rate, 7)}
+            row |= {"size": run.stages[stage].mixture.size, "learning_rate": round(rate, 7)}
             row["images_per_s"] = round(pictures / seconds, 1)
             run.log(row)
             print(" ".join(f"{name}={row[name]}" for name in COLUMNS), flush=True)
@@ -322,7 +301,7 @@ def _work(team: Team, options: argparse.Namespace, meeting: str) -> None:
     if team.size > 1:
         torch.distributed.init_process_group("gloo", init_method=meeting, rank=team.rank, world_size=team.size)
     tokenizer = Tokenizer.from_file(str(options.out / "tokenizer.json"))
-    run = Run(options.out, options.seed, tokenizer, options.learning_rate)
+    run = Run(options, tokenizer)
     resumed = run.resume()
     if resumed and team.rank == 0:
         run.trim_log()
@@ -331,7 +310,7 @@ def _work(team: Team, options: argparse.Namespace, meeting: str) -> None:
     if team.rank == 0:
         run.save()
         if finished:
-            export(run.model, run.tokenizer, options.out / "model")
+            run.export()
             print(f"{options.out / 'model'}: written after {run.step} steps, {run.elapsed / 60:.1f} minutes")
         else:
             print(f"{options.out}: stopped after step {run.step}; the same command goes on", file=sys.stderr)
@@ -347,7 +326,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=65.0, help="training time; the schedule follows the clock")
     parser.add_argument("--steps", type=int, help="instead: number of steps; repeatable bit for bit on one machine")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--plan", choices=list(PLANS), default="first", help="the stages (plans.py)")
+    parser.add_argument("--start", type=Path, help="model folder whose weights and tokenizer the run begins with")
+    parser.add_argument("--learning-rate", type=float, help="its peak; by default the plan's")
     parser.add_argument(
         "--processes", type=int, default=os.cpu_count() or 1, help="each trains on its share of a batch"
     )
@@ -361,14 +342,14 @@ def main(arguments: list[str] | None = None) -> int:
         corpus = Corpus(options.corpus)
         vocabulary = options.out / "tokenizer.json"
         if not vocabulary.is_file():
-            trained = train_tokenizer(corpus.all_names)
+            trained = load_tokenizer(options.start) if options.start else train_tokenizer(corpus.all_names)
             with atomic_path(vocabulary) as temporary:
                 trained.save(str(temporary))
         if options.export:
-            run = Run(options.out, options.seed, Tokenizer.from_file(str(vocabulary)), options.learning_rate)
+            run = Run(options, Tokenizer.from_file(str(vocabulary)))
             if not run.resume():
                 raise DataError(f"{options.out}: holds no checkpoint (state.pt) to export; train first")
-            export(run.model, run.tokenizer, options.out / "model")
+            run.export()
             return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

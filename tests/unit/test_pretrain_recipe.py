@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlsm_adapter.errors import DataError, TrainingError
+from vlsm_adapter.errors import DataError, ModelError, TrainingError
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "pretrain_tiny"
 TINY = Path(__file__).resolve().parents[2] / "src" / "vlsm_adapter" / "models" / "tiny"
@@ -28,19 +28,25 @@ def recipe():
     """The recipe's modules; a recipe is a folder of scripts, not a package."""
     sys.path.insert(0, str(RECIPE))
     try:
+        import averaging
         import corpus
         import measure
+        import muon
         import network
         import phrases
+        import plans
         import scenes
         import tokenizer
         import train
 
         yield SimpleNamespace(
+            averaging=averaging,
             corpus=corpus,
             measure=measure,
+            muon=muon,
             network=network,
             phrases=phrases,
+            plans=plans,
             scenes=scenes,
             tokenizer=tokenizer,
             train=train,
@@ -248,19 +254,20 @@ def run_for(recipe, small_tokenizer, monkeypatch):
     """A function that begins a run in a folder, with stages small enough for a test."""
     mixture = recipe.corpus.Mixture(size=32, images=2, prompts=2, level=0)
     later = recipe.corpus.Mixture(size=48, images=2, prompts=2)
-    monkeypatch.setattr(recipe.train, "STAGES", (recipe.train.Stage(0.5, mixture), recipe.train.Stage(0.5, later)))
-    monkeypatch.setattr(recipe.train.stage_at, "__defaults__", (recipe.train.STAGES,))
+    plan = recipe.plans.Plan((recipe.plans.Stage(0.5, mixture), recipe.plans.Stage(0.5, later)))
+    monkeypatch.setitem(recipe.plans.PLANS, "test", plan)
 
-    def begin(folder: Path, seed: int = 0):
+    def begin(folder: Path, seed: int = 0, start: Path | None = None):
         folder.mkdir(exist_ok=True)
-        return recipe.train.Run(folder, seed, small_tokenizer, 1e-3)
+        options = SimpleNamespace(out=folder, seed=seed, plan="test", start=start, learning_rate=None)
+        return recipe.train.Run(options, small_tokenizer)
 
     return begin
 
 
 def test_every_parameter_has_a_gradient_from_the_first_step(recipe, run_for, small_tokenizer, tmp_path):
     run = run_for(tmp_path)
-    batch = recipe.corpus.Batches(None, small_tokenizer, recipe.train.STAGES[1].mixture, 0, 0)[0]
+    batch = recipe.corpus.Batches(None, small_tokenizer, run.stages[1].mixture, 0, 0)[0]
     loss, values = recipe.train.losses(run.staged, batch)
     loss.backward()
     assert not [name for name, parameter in run.model.named_parameters() if parameter.grad is None]
@@ -302,6 +309,8 @@ def test_ctrl_c_and_resume_end_in_the_same_weights(recipe, run_for, tmp_path, mo
     assert train.fit(resumed, None, budget, team, 0)
     for one, other in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, other)
+    for name, value in straight.average.values.items():
+        assert torch.equal(value, resumed.average.values[name])
 
 
 def test_a_damaged_or_foreign_checkpoint_is_refused(run_for, tmp_path):
@@ -334,13 +343,97 @@ def test_rows_logged_after_the_checkpoint_are_dropped_on_resuming(recipe, run_fo
 
 
 def test_schedule(recipe):
-    rate = recipe.train.learning_rate
+    rate = recipe.plans.learning_rate
     assert rate(0.0, 1.0) < rate(0.01, 1.0) < rate(0.02, 1.0) == pytest.approx(1.0)
     assert rate(1.0, 1.0) == pytest.approx(0.01, abs=1e-4)
-    assert [recipe.train.stage_at(x) for x in (0.0, 0.5, 1.0)] == [0, 1, 2]
-    assert sum(stage.share for stage in recipe.train.STAGES) == pytest.approx(1.0)
+    stages = recipe.plans.PLANS["first"].stages
+    assert [recipe.plans.stage_at(x, stages) for x in (0.0, 0.5, 1.0)] == [0, 1, 2]
     assert recipe.train.Budget(2.0).progress(999, 60.0) == 0.5
     assert recipe.train.Budget(2.0, steps=10).progress(5, 0.0) == 0.5
+
+
+def test_plans_add_up(recipe):
+    for plan in recipe.plans.PLANS.values():
+        assert sum(stage.share for stage in plan.stages) == pytest.approx(1.0)
+        assert plan.stages[-1].mixture.size == recipe.network.SIZE
+
+
+@settings(max_examples=20, deadline=None)
+@given(count=st.integers(1, 3), rows=st.integers(1, 40), columns=st.integers(1, 40), seed=st.integers(0, 1000))
+def test_updates_of_muon_are_nearly_orthogonal(recipe, count, rows, columns, seed):
+    # Singular values near zero may stay small; those of a random square matrix are kept away from it.
+    matrices = torch.randn(count, rows, columns, generator=torch.Generator().manual_seed(seed))
+    u, _, v = torch.linalg.svd(matrices, full_matrices=False)
+    made = recipe.muon.orthogonalise(u @ torch.diag_embed(torch.linspace(0.2, 3, u.shape[2]).expand(count, -1)) @ v)
+    assert made.shape == matrices.shape
+    values = torch.linalg.svdvals(made)
+    assert values.min() > 0.5
+    assert values.max() < 1.3
+    assert (torch.einsum("nij,nij->n", made, u @ v) > 0).all()  # the nearest one, not its opposite
+
+
+def test_muon_takes_the_matrices_and_adamw_the_rest(recipe, run_for, tmp_path):
+    run = run_for(tmp_path)
+    muon, adam = run.optimizers
+    taken = [p for optimizer in (muon, adam) for group in optimizer.param_groups for p in group["params"]]
+    assert {id(p) for p in taken} == {id(p) for p in run.model.parameters()}
+    assert len(taken) == len({id(p) for p in taken})
+    embedding = run.model.clip.text_model.embeddings.token_embedding.weight
+    assert any(p is embedding for p in adam.param_groups[0]["params"])
+    with pytest.raises(ValueError, match="two dimensions"):
+        recipe.muon.Muon([torch.nn.Parameter(torch.zeros(3))])
+
+
+def test_the_average_follows_and_the_export_holds_it(recipe, run_for, tmp_path):
+    from safetensors.torch import load_file
+
+    run = run_for(tmp_path)
+    assert recipe.train.fit(run, None, recipe.train.Budget(1.0, steps=3), recipe.train.Team(), 0)
+    name = "decoder.film_mul.weight"
+    last = dict(run.model.named_parameters())[name].detach().clone()
+    average = run.average.values[name]
+    assert not torch.equal(average, last)
+    run.export()
+    stored = load_file(tmp_path / "model" / "model.safetensors")
+    assert torch.equal(stored[name], average.half())
+    assert torch.equal(dict(run.model.named_parameters())[name], last)  # training goes on from the last weights
+
+
+def test_a_run_starts_from_the_weights_of_another(recipe, run_for, small_tokenizer, tmp_path):
+    first = run_for(tmp_path / "a")
+    first.export()
+    second = run_for(tmp_path / "b", seed=7, start=tmp_path / "a" / "model")
+    for one, other in zip(first.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(one.half(), other.half())
+    with pytest.raises(ModelError, match="cannot start from it"):
+        run_for(tmp_path / "c", start=tmp_path)
+    with pytest.raises(ModelError, match="cannot start from it"):
+        recipe.tokenizer.load_tokenizer(tmp_path)
+
+
+def test_a_checkpoint_of_another_plan_is_refused(run_for, tmp_path):
+    run = run_for(tmp_path)
+    run.save()
+    run.plan = "first"
+    with pytest.raises(DataError, match="--plan test"):
+        run.resume()
+
+
+def test_things_are_cut_out_of_photos_along_their_masks(recipe, tmp_path):
+    corpus = recipe.corpus.Corpus(write_corpus(tmp_path))
+    made = [corpus.thing(np.random.default_rng(seed)) for seed in range(20)]
+    # The masks of the made corpus are 30 x 40 px: below 32 px a thing is left out.
+    assert made == [None] * 20
+    mask = np.zeros((60, 80), dtype=np.uint8)
+    mask[10:50, 20:60] = 255
+    mask[10:20, 20:30] = 0
+    for number in range(2):
+        Image.fromarray(mask).save(tmp_path / f"{number}_mask.png")
+    picture, name = recipe.corpus.Corpus(tmp_path).thing(np.random.default_rng(0))
+    assert name in ("cat", "dog")
+    assert picture.shape == (40, 40, 4)
+    assert not picture[:10, :10, 3].any()
+    assert (picture[10:, 10:, 3] == 255).all()
 
 
 def test_the_exported_folder_is_stock_hugging_face_format(recipe, run_for, small_tokenizer, tmp_path):
