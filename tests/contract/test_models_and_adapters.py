@@ -14,6 +14,7 @@ import torch
 
 from vlsm_adapter.adapters import ADAPTERS, AdapterConfig, adapter_config, tuner
 from vlsm_adapter.adapters.attach import attach, attached, detach, use_adapter, without_adapter
+from vlsm_adapter.adapters.config import BottleneckConfig
 from vlsm_adapter.adapters.folder import load_adapter, save_adapter
 from vlsm_adapter.models import _registry
 from vlsm_adapter.models.base import PromptSegmenter
@@ -23,7 +24,12 @@ SMALL: dict[str, Callable[[Callable[..., PromptSegmenter]], PromptSegmenter]] = 
     "clipseg": lambda new_model: new_model(),
 }
 PARTS, VARIANTS = ("v", "vl", "vlc"), ("published", "residual")
-CASES = list(itertools.product(_registry().names(), ADAPTERS.names(), PARTS, VARIANTS))
+BOTTLENECKS = [name for name in ADAPTERS.names() if issubclass(ADAPTERS.get(name), BottleneckConfig)]
+METHODS = [
+    *itertools.product(BOTTLENECKS, PARTS, VARIANTS),
+    *((name, "all", "residual") for name in ADAPTERS.names() if name not in BOTTLENECKS),  # they start as the base
+]
+CASES = [(family, *method) for family in _registry().names() for method in METHODS]
 cases = pytest.mark.parametrize(("family", "method", "parts", "variant"), CASES, ids=["-".join(case) for case in CASES])
 each_family = pytest.mark.parametrize("family", _registry().names())
 
@@ -34,6 +40,8 @@ def build(new_model: Callable[..., PromptSegmenter]) -> Callable[[str], PromptSe
 
 
 def config_of(method: str, parts: str, variant: str) -> AdapterConfig:
+    if method not in BOTTLENECKS:
+        return adapter_config(method)
     return adapter_config(method, parts=parts, variant=variant, bottleneck_dim=3, condition_dim=4)
 
 
@@ -73,16 +81,18 @@ def test_adapter_keeps_its_promises(
     # Counts: what the report says is what trains, and each site is one that the decoder reads.
     trains = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert report.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad) > 0
-    assert report.total == report.trainable + sum(p.numel() for p in build(family).parameters())
-    assert all(".adapter_" in name for name in trains)
     placements = config.placements(model)
+    # A copy takes the place of what it copies.
+    added = 0 if all(placement.copies for placement in placements) else report.trainable
+    assert report.total == added + sum(p.numel() for p in build(family).parameters())
+    assert all(".adapter_" in name for name in trains)
     assert report.sites == {
         name: sum(place.site.name == name for place in placements)
         for name in dict.fromkeys(p.site.name for p in placements)
     }
     assert all(placement.site.read for placement in placements)
     shapes = {key: tuple(tensor.shape) for key, tensor in tuner.state_dict(model, "default").items()}
-    assert shapes == tuner.expected_shapes(placements)
+    assert shapes == tuner.expected_shapes(placements, model)
 
     # Start: residual is the base exactly, published is not.
     with torch.no_grad():
@@ -117,7 +127,7 @@ def test_all_methods_take_turns_on_one_model(build: Callable[[str], PromptSegmen
     model = build(family)
     base = model(**arguments())
     expected: dict[str, torch.Tensor] = {}
-    for seed, (method, parts, variant) in enumerate(itertools.product(ADAPTERS.names(), PARTS, VARIANTS)):
+    for seed, (method, parts, variant) in enumerate(METHODS):
         name = f"{method}-{parts}-{variant}"
         torch.manual_seed(seed)
         attach(model, config_of(method, parts, variant), name)

@@ -50,7 +50,13 @@ def test_our_kind_stands_in_the_mappings() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["_prepare_adapter_config", "_check_target_module_exists", "_create_and_replace", "inject_adapter"],
+    [
+        "_prepare_adapter_config",
+        "_check_target_module_exists",
+        "_create_and_replace",
+        "_remove_adapter_name_from_key",
+        "inject_adapter",
+    ],
 )
 def test_tuner_hooks_are_there(name: str) -> None:
     assert callable(getattr(BaseTuner, name))
@@ -86,7 +92,10 @@ def test_weights_round_trip_through_pefts_own_functions(new_model: Build) -> Non
     attach(model, DenseAdapterConfig(3, variant="published"), "one")
     attach(model, DenseAdapterConfig(3, variant="published"), "two")
     weights = peft.get_peft_model_state_dict(model, adapter_name="one")
-    assert weights.keys() == tuner.expected_shapes(DenseAdapterConfig(3, variant="published").placements(model)).keys()
+    assert (
+        weights.keys()
+        == tuner.expected_shapes(DenseAdapterConfig(3, variant="published").placements(model), model).keys()
+    )
     result = peft.set_peft_model_state_dict(model, {k: v.clone() for k, v in weights.items()}, adapter_name="two")
     assert not result.unexpected_keys
     again = peft.get_peft_model_state_dict(model, adapter_name="two")

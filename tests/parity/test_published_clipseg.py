@@ -220,5 +220,5 @@ def test_shapes_at_the_papers_size(shared_folder: Path) -> None:
     for variant in VARIANTS:
         assert facts["variants"][variant]["trainable"] == FULL_SIZE[variant][0]
         assert facts["variants"][variant]["total"] == FULL_SIZE[variant][1]
-        ours = tuner.expected_shapes(config_of(variant).placements(model))
+        ours = tuner.expected_shapes(config_of(variant).placements(model), model)
         assert sorted(map(list, ours.values())) == sorted(facts["variants_keys"][variant].values())

@@ -26,7 +26,7 @@ class AttachReport:
         name: name of the adapter on the model.
         method: name of the method.
         trainable: parameters that train.
-        total: parameters of base and this adapter.
+        total: parameters of base and this adapter; a copy stands in place of what it copies and is counted once.
         sites: site name to the number of places adapted there.
     """
 
@@ -47,7 +47,7 @@ class AttachReport:
 
 
 def attach(model: PromptSegmenter, config: AdapterConfig, name: str = "default") -> AttachReport:
-    """Freeze ``model``, put the method's bottlenecks on its sites, and make them the adapter in use.
+    """Freeze ``model``, put the method's parts on its sites, and make them the adapter in use.
 
     Everything is checked first; on an error the model is as it was.
 
@@ -77,7 +77,8 @@ def attach(model: PromptSegmenter, config: AdapterConfig, name: str = "default")
     others = sum(
         tensor.numel() for other in tuner.names(model) if other != name for tensor in _weights(model, other).values()
     )
-    total = sum(parameter.numel() for parameter in model.parameters()) - others
+    copied = sum(tensor.numel() for key, tensor in _weights(model, name).items() if ".adapter_copy." in key)
+    total = sum(parameter.numel() for parameter in model.parameters()) - others - copied
     return AttachReport(
         name=name,
         method=config.method,

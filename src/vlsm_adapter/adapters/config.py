@@ -1,4 +1,4 @@
-"""What a method is: a small typed configuration that says where on a model it places which bottlenecks."""
+"""What a method is: a small typed configuration that says what it places where on a model."""
 
 from __future__ import annotations
 
@@ -20,23 +20,25 @@ VARIANTS = ("published", "residual")
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """One bottleneck on one site.
+    """One bottleneck on one site, or a trainable copy of the module there.
 
     Attributes:
         site: where.
-        bottleneck_dim: features between the two projections.
+        bottleneck_dim: features between the two projections; 0 for a copy.
         activation: name of the function between them.
         activate_output: ReLU after the up-projection (the published form).
         zero_start: the up-projection starts at zero.
         scale: factor on the change.
+        copies: the module of the site is trained whole, as a copy in its place; the base keeps its own.
     """
 
     site: Site
-    bottleneck_dim: int
+    bottleneck_dim: int = 0
     activation: str = "relu"
     activate_output: bool = False
     zero_start: bool = True
     scale: float = 1.0
+    copies: bool = False
 
 
 @dataclass(frozen=True)

@@ -237,7 +237,7 @@ def load_adapter(
         )
     source = str(folder / WEIGHTS_NAME)
     # Before anything is attached: a configuration that lies about its sizes must not cost memory either.
-    tuner.check_weights(weights, tuner.expected_shapes(manifest.config.placements(model)), source)
+    tuner.check_weights(weights, tuner.expected_shapes(manifest.config.placements(model), model), source)
     attach(model, manifest.config, name)
     tuner.load_state_dict(model, name, weights, source)
     return model.freeze()

@@ -1,4 +1,4 @@
-"""The only file on PEFT's hooks: bottlenecks wrapped around the modules that a model names as sites.
+"""The only file on PEFT's hooks: bottlenecks and trainable copies on the modules that a model names as sites.
 
 PEFT gives the bookkeeping: wrapped layers, several adapters by name, switching, disabling, adapter-only state
 dicts, and its own methods (LoRA and kin) on the same model. PEFT's list of method names is closed, so ours is
@@ -7,7 +7,9 @@ an enum of its own, entered in PEFT's mappings by hand; ``tests/contract/test_pe
 
 from __future__ import annotations
 
+import copy
 import enum
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -51,12 +53,12 @@ class SiteConfig(PeftConfig):
 
 
 class SiteLayer(nn.Module, BaseTunerLayer):
-    """A module of the base model with the bottlenecks of any number of adapters behind it.
+    """A module of the base model with what any number of adapters put there: a bottleneck behind it, or a copy of it.
 
     One ModuleDict per projection, keyed by adapter name, is the layout that PEFT's save and load understand.
     """
 
-    adapter_layer_names = ("adapter_down", "adapter_up")
+    adapter_layer_names = ("adapter_down", "adapter_up", "adapter_copy")
     other_param_names = ("placement",)
 
     def __init__(self, base_layer: nn.Module) -> None:
@@ -64,18 +66,22 @@ class SiteLayer(nn.Module, BaseTunerLayer):
         self.base_layer = base_layer
         self.adapter_down = nn.ModuleDict()
         self.adapter_up = nn.ModuleDict()
+        self.adapter_copy = nn.ModuleDict()
         self.placement: dict[str, Placement] = {}
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
 
     def add(self, name: str, placement: Placement, device: torch.device) -> None:
-        """Add a freshly initialised bottleneck under ``name``, in float32 whatever the base: small steps need it.
+        """Add a freshly initialised bottleneck, or a copy, under ``name``, in float32 whatever the base: small steps need it.
 
         ``device`` is the model's: half of the sites carry no weight to read it from.
         """
+        self.placement[name] = placement
+        if placement.copies:
+            self.adapter_copy[name] = copy.deepcopy(self.base_layer).to(device, torch.float32)
+            return
         down, up = make_bottleneck(placement.site.width, placement.bottleneck_dim, zero_start=placement.zero_start)
         self.adapter_down[name], self.adapter_up[name] = down.to(device), up.to(device)
-        self.placement[name] = placement
 
     def _change(self, name: str, x: torch.Tensor) -> torch.Tensor:
         placement = self.placement[name]
@@ -94,13 +100,21 @@ class SiteLayer(nn.Module, BaseTunerLayer):
         chosen: list[str] = self.active_adapters  # type: ignore[assignment]
         return [] if self.disable_adapters else [name for name in chosen if name in self.placement]
 
-    def forward(self, x: torch.Tensor, state: torch.Tensor | None = None) -> torch.Tensor:
-        """The base layer's output, changed by the active adapters in turn.
+    @property
+    def in_use(self) -> nn.Module:
+        """The plain module that computes what this layer does now; the layer itself where a bottleneck adds to it."""
+        chosen = self._active()
+        if any(not self.placement[name].copies for name in chosen):
+            return self
+        return self.adapter_copy[chosen[-1]] if chosen else self.base_layer
 
-        On a ``text.skip`` site ``x`` is the condition (P, D) and ``state`` the end-of-text state (P, D).
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The output of the base layer or of the copy in its place, changed by the active bottlenecks in turn.
+
+        On a ``text.skip`` site ``x`` is the condition (P, D) and the second argument the end-of-text state (P, D).
         """
         if isinstance(self.base_layer, TextSkip):
-            assert state is not None
+            (state,) = args
             condition = self.base_layer(x, state)
             for name in self._active():
                 change = self._change(name, state)
@@ -108,10 +122,18 @@ class SiteLayer(nn.Module, BaseTunerLayer):
                 # start away from the base, so the other variants add the change alone.
                 condition = condition + (state + change if self.placement[name].activate_output else change)
             return condition
-        output = self.base_layer(x)
+        copies = [name for name in self._active() if self.placement[name].copies]
+        output = self._copied(copies[-1], x, *args, **kwargs) if copies else self.base_layer(x, *args, **kwargs)
         for name in self._active():
-            output = output + self._change(name, output)
+            if not self.placement[name].copies:
+                output = output + self._change(name, output)
         return output
+
+    def _copied(self, name: str, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        used = self.adapter_copy[name]
+        if x.is_floating_point():
+            x = x.to(next(used.parameters()).dtype)
+        return used(x, *args, **kwargs).to(next(self.base_layer.parameters()).dtype)
 
 
 class SiteTuner(BaseTuner):
@@ -123,6 +145,11 @@ class SiteTuner(BaseTuner):
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
         return peft_config  # sites are resolved already; PEFT would ask for target_modules
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        # PEFT looks for the name before the last part of a key only; a copied module may have modules inside.
+        return re.sub(rf"\.(adapter_[a-z]+)\.{re.escape(adapter_name)}\.", r".\1.", key)
 
     @staticmethod
     def _check_target_module_exists(peft_config: SiteConfig, key: str) -> bool:
@@ -279,10 +306,16 @@ def load_state_dict(model: nn.Module, name: str, weights: Mapping[str, torch.Ten
         raise AdapterError(f"{source}: PEFT did not place {result.unexpected_keys[:2]}; report this")
 
 
-def expected_shapes(placements: list[Placement]) -> dict[str, tuple[int, ...]]:
-    """Key and shape of each weight that an adapter with these placements has."""
+def expected_shapes(placements: list[Placement], model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Key and shape of each weight that an adapter with these placements on ``model`` has."""
     shapes: dict[str, tuple[int, ...]] = {}
     for placement in placements:
+        if placement.copies:
+            base = model.get_submodule(placement.site.module)
+            base = base.base_layer if isinstance(base, SiteLayer) else base
+            for key, tensor in base.state_dict().items():
+                shapes[f"{placement.site.module}.adapter_copy.{key}"] = tuple(tensor.shape)
+            continue
         module, width, narrow = placement.site.module, placement.site.width, placement.bottleneck_dim
         shapes[f"{module}.adapter_down.weight"] = (narrow, width)
         shapes[f"{module}.adapter_down.bias"] = (narrow,)

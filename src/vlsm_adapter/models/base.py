@@ -34,10 +34,11 @@ class Site:
     Attributes:
         name: ``image.attn_out``, ``image.mlp_out``, ``text.attn_out``, ``text.mlp_out`` (per block, before the
             residual addition), ``image.skip`` and ``text.skip`` (per activation on its way to the decoder),
-            ``condition`` (the text embedding given to the decoder), ``decoder`` (all of it).
-        index: block number, or the number of the activation; 0 where there is only one.
+            ``condition`` (the text embedding given to the decoder); ``image``, ``text``, ``decoder``: the modules
+            that hold the weights of the three stages, to be trained whole.
+        index: block number, or the number of the activation or module; 0 where there is only one.
         module: dotted name of the module inside the model.
-        width: features D of what passes here; 0 for ``decoder``.
+        width: features D of what passes here; 0 for ``image``, ``text`` and ``decoder``.
         read: whether the decoder's output depends on this site; a method never attaches where it is False.
     """
 
@@ -249,6 +250,16 @@ class PromptSegmenter(nn.Module, ABC):
         """No parameter requires a gradient; evaluation mode. Returns the model."""
         self.requires_grad_(False)
         return self.eval()
+
+
+def weight_modules(model: nn.Module, name: str) -> list[str]:
+    """Dotted names of the smallest modules inside ``name`` that together hold all its parameters, in order."""
+    module = model.get_submodule(name)
+    # What an adapter has put there is not the model's: the module it stands for is.
+    module = module.get_submodule("base_layer") if hasattr(module, "base_layer") else module
+    if next(module.parameters(recurse=False), None) is not None:
+        return [name]
+    return [found for child, _ in module.named_children() for found in weight_modules(model, f"{name}.{child}")]
 
 
 def describe_parameters(model: nn.Module) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,25 @@ class Preprocessing:
 
     def normalize(self, image: np.ndarray) -> torch.Tensor:
         """Turn ``image`` uint8 (H, W, 3) of any size into float32 (3, H, W), normalised."""
-        pixels = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)
+        if image.dtype == np.uint8:
+            # Of 256 values: looked up, to the same bits, at a quarter of the time.
+            pixels = np.empty((3, *image.shape[:2]), np.float32)
+            for channel in range(3):
+                np.take(self._values[channel], image[:, :, channel], out=pixels[channel], mode="clip")
+            return torch.from_numpy(pixels)
+        return self._normalized(torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1))
+
+    @property
+    def resize_key(self) -> str:
+        """All that ``resize`` depends on: images resized under equal keys may be shared."""
+        return f"stretched to {self.size[0]} x {self.size[1]}, {self.resample}"
+
+    @cached_property
+    def _values(self) -> np.ndarray:
+        """float32 (3, 256): what each value of each channel becomes."""
+        return self._normalized(torch.arange(256.0).expand(3, 1, 256)).reshape(3, 256).numpy()
+
+    def _normalized(self, pixels: torch.Tensor) -> torch.Tensor:
         mean = torch.tensor(self.mean).view(3, 1, 1) * 255.0
         std = torch.tensor(self.std).view(3, 1, 1) * 255.0
         return (pixels - mean) / std

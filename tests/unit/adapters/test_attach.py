@@ -141,7 +141,7 @@ def test_names_that_are_fine(model: PromptSegmenter, name: str) -> None:
     shake(model, "mine", 1)
     shake(model, name, 2)
     mine, other = tuner.state_dict(model, "mine"), tuner.state_dict(model, name)
-    assert mine.keys() == other.keys() == tuner.expected_shapes(DENSE.placements(model)).keys()
+    assert mine.keys() == other.keys() == tuner.expected_shapes(DENSE.placements(model), model).keys()
     assert not any(torch.equal(mine[key], other[key]) for key in mine)
 
 

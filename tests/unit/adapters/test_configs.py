@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlsm_adapter.adapters import ADAPTERS, DenseAdapterConfig, Placement, ShallowAdapterConfig, adapter_config
-from vlsm_adapter.adapters.config import sites_named
+from vlsm_adapter.adapters.config import BottleneckConfig, sites_named
 from vlsm_adapter.errors import AdapterError, ConfigError
 
 Build = Callable[..., object]
+BOTTLENECKS = [name for name in ADAPTERS.names() if issubclass(ADAPTERS.get(name), BottleneckConfig)]
 
 
 def places(placements: list[Placement]) -> dict[str, list[int]]:
@@ -32,7 +33,7 @@ def test_unknown_method_and_setting_show_the_nearest() -> None:
         adapter_config(5)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("method", ADAPTERS.names())
+@pytest.mark.parametrize("method", BOTTLENECKS)
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -59,7 +60,7 @@ def test_value_out_of_range_is_named(method: str, name: str, value: object) -> N
 
 
 @given(
-    st.sampled_from(ADAPTERS.names()),
+    st.sampled_from(BOTTLENECKS),
     st.integers(1, 4096),
     st.sampled_from(["v", "vl", "vlc"]),
     st.sampled_from(["published", "residual"]),
@@ -69,6 +70,26 @@ def test_written_form_reads_back(method: str, width: int, parts: str, variant: s
     config = adapter_config(method, bottleneck_dim=width, parts=parts, variant=variant, scale=scale)
     values = config.to_dict()
     assert adapter_config(values.pop("method"), **values) == config
+
+
+def test_decoder_only_and_full_copy_what_is_read(new_model: Build) -> None:
+    model = new_model()
+    decoder = adapter_config("decoder_only").placements(model)  # type: ignore[arg-type]
+    modules = [placement.site.module for placement in decoder]
+    assert all(placement.copies for placement in decoder)
+    inside = {name for name, _ in model.clipseg.decoder.named_parameters()}  # type: ignore[attr-defined]
+    covered = {
+        f"{module.removeprefix('clipseg.decoder.')}.{name}"
+        for module in modules
+        for name, _ in model.get_submodule(module).named_parameters()  # type: ignore[attr-defined]
+    }
+    assert covered == inside
+    full = [placement.site.module for placement in adapter_config("full").placements(model)]  # type: ignore[arg-type]
+    assert set(modules) < set(full)
+    assert not [module for module in full if "layers.4" in module and "vision" in module]  # read by nothing
+    assert not [module for module in full if "post_layernorm" in module or "visual_projection" in module]
+    with pytest.raises(ConfigError, match="no setting 'parts'"):
+        adapter_config("full", parts="v")
 
 
 def test_dense_residual_covers_every_block_that_is_read(new_model: Build) -> None:
@@ -102,7 +123,7 @@ def test_shallow_needs_equal_widths_for_text(new_model: Build) -> None:
 
 
 def test_unknown_site_lists_the_sites(new_model: Build) -> None:
-    with pytest.raises(AdapterError, match=r"no site 'image.qkv': it offers condition, decoder, image.attn_out"):
+    with pytest.raises(AdapterError, match=r"no site 'image.qkv': it offers condition, decoder, image, image.attn_out"):
         sites_named(new_model(), "image.qkv")  # type: ignore[arg-type]
 
 

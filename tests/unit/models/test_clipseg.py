@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from vlsm_adapter.errors import ModelError
 from vlsm_adapter.models import load_model
 from vlsm_adapter.models.base import PromptSegmenter
-from vlsm_adapter.models.clipseg import CLIPSeg
+from vlsm_adapter.models.clipseg import CLIPSeg, _upsample
 
 START, END = 48, 49
 PROMPTS = torch.tensor([[START, 5, 7, END, END, END], [START, 9, 3, 4, 11, END], [START, END, END, END, END, END]])
@@ -189,14 +190,16 @@ def test_logits_smaller_than_the_image_are_refused(new_model: Build) -> None:
 def test_sites_name_existing_modules_of_the_stated_width(new_model: Build) -> None:
     model = new_model()
     sites = model.sites()
-    assert len({site.module for site in sites}) == len(sites)
+    whole = [site for site in sites if site.name in ("image", "text", "decoder")]
+    assert len({site.module for site in whole}) == len(whole)
+    assert len({site.module for site in sites if site not in whole}) == len(sites) - len(whole)
     assert {site.name for site in sites} == {
         "image.attn_out", "image.mlp_out", "text.attn_out", "text.mlp_out",
-        "image.skip", "text.skip", "condition", "decoder",
+        "image.skip", "text.skip", "condition", "image", "text", "decoder",
     }  # fmt: skip
     for site in sites:
         module = model.get_submodule(site.module)
-        assert getattr(module, "out_features", site.width) == site.width
+        assert site in whole or getattr(module, "out_features", site.width) == site.width
     unread = [site.module for site in sites if not site.read]
     assert unread == [f"clipseg.clip.vision_model.encoder.layers.4.{end}" for end in ("self_attn.out_proj", "mlp.fc2")]
 
@@ -216,3 +219,27 @@ def test_hash_names_the_weights(new_model: Build, tmp_path: Path) -> None:
     assert one.base_hash == same.base_hash != other.base_hash
     one.clipseg.save_pretrained(tmp_path)
     assert load_model(tmp_path).base_hash == one.base_hash  # in memory and in a file
+
+
+@pytest.mark.parametrize("complex_form", [True, False])
+@torch.no_grad()
+def test_upsampling_is_that_of_the_stock_layers(complex_form: bool) -> None:
+    torch.manual_seed(0)
+    stack: nn.Module = nn.ConvTranspose2d(6, 1, 8, stride=8)
+    if complex_form:
+        stack = nn.Sequential(
+            nn.Conv2d(6, 6, 3, padding=1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(6, 4, 2, stride=2),
+            nn.ReLU(),
+            nn.ConvTranspose2d(4, 1, 4, stride=4),
+        )
+    patches = torch.randn(3, 6, 5, 4)
+    torch.testing.assert_close(_upsample(stack, patches), stack(patches).squeeze(1))
+
+
+@torch.no_grad()
+def test_upsampling_leaves_overlapping_layers_to_torch() -> None:
+    stack = nn.Sequential(nn.ConvTranspose2d(6, 4, 4, stride=2, padding=1), nn.ReLU(), nn.ConvTranspose2d(4, 1, 2, 2))
+    patches = torch.randn(2, 6, 5, 4)
+    assert torch.equal(_upsample(stack, patches), stack(patches).squeeze(1))
