@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -16,6 +19,14 @@ WORDS = ("polyp", "skin", "lesion", "tumor", "left", "heart", "the", "of", "imag
 INPUT_SIZE = 32
 PATCH = 8
 CONTEXT = 12
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Runs of tests keep decoded images in a folder of the tests, not in the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLSM_CACHE_DIR", str(tmp_path_factory.mktemp("case_cache")))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -151,3 +162,16 @@ def new_model(base_folder: Path) -> Callable[..., PromptSegmenter]:
         return CLIPSeg(build_clipseg(seed, text_config=text, **changes), base_id="in memory")
 
     return build
+
+
+@pytest.fixture(scope="session")
+def miniatures() -> ModuleType:
+    """The module that builds a miniature of every public data set's archive, with generated pixels."""
+    path = Path(__file__).parent / "unit" / "data" / "sources" / "miniatures.py"
+    spec = importlib.util.spec_from_file_location("miniatures", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["miniatures"] = module
+    spec.loader.exec_module(module)
+    return module

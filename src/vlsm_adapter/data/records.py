@@ -9,11 +9,12 @@ import glob
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from vlsm_adapter.data.checks import check_records
+from vlsm_adapter.data.describing.prompt_file import PromptFile
 from vlsm_adapter.data.entries import real_folder, shown
 from vlsm_adapter.data.layouts import (
     IMAGE_FOLDERS,
@@ -42,6 +43,7 @@ def load_records(
     prompt: str | None = None,
     split_seed: int = 0,
     fractions: Sequence[float] = (0.7, 0.1, 0.2),
+    divide: Callable[[Sequence[Record], str], list[Record]] | None = None,
     skip_bad: bool = False,
     checks: bool = True,
     labelled: bool = True,
@@ -50,7 +52,8 @@ def load_records(
 
     Recognised, in this order: a JSONL manifest (the file, or a folder with ``records.jsonl`` or
     ``manifest.jsonl``); the published layout (``images/ masks/ anns/*.json``); a plain folder of images and
-    masks paired by stem, which needs ``prompt``. See ``docs/data.md``.
+    masks paired by stem, which needs ``prompt``. See ``docs/data.md``. In place of a data set, a file of prompts that
+    ``vlsm prompts`` wrote for it gives that data set with those prompts.
 
     Args:
         path: the folder or manifest file.
@@ -58,6 +61,8 @@ def load_records(
             prompts in every case.
         split_seed: seed of the splits that the data does not say.
         fractions: parts of train, val and test where the data says no split.
+        divide: given the cases and the name of the data, returns those to use, each with a split; in place of
+            ``splits.complete_splits`` with ``split_seed`` and ``fractions``.
         skip_bad: leave bad cases out and return them in the second list, instead of raising.
         checks: read every header and compare sizes (``checks.check_records``), about 0.1 ms a file.
         labelled: a case without a mask is a bad case.
@@ -71,14 +76,25 @@ def load_records(
         ConfigError: ``fractions`` are not three parts of one.
     """
     root = real_folder(path)
+    words = PromptFile.open(root)
+    if words is not None:
+        if prompt is not None:
+            raise DataError(f"{root}: holds the prompts of {words.data}: leave --prompt out, or give the data itself")
+        root, prompt = words.data, words.prompt
     if prompt is not None and not prompt.strip():
         raise DataError('the prompt is empty: say what the masks show, e.g. --prompt "polyp"')
     collector = Collector(skip_bad)
     read_layout(root, prompt, collector)
     name = root.parent.name if root.is_file() else root.name
     records, left_out = finish(collector.drafts, dataset=name, prompt=prompt, skip_bad=skip_bad)
+    if words is not None:
+        records, unknown = words.apply(records, skip_bad=skip_bad)
+        left_out += unknown
     # Splits come before checks, so that a bad case does not move the others.
-    records = complete_splits(records, fractions=fractions, seed=split_seed, where=str(root))
+    if divide is None:
+        records = complete_splits(records, fractions=fractions, seed=split_seed, where=str(root))
+    else:
+        records = divide(records, str(root))
     good, bad = records, list[Skipped]()
     if checks or labelled:
         good, bad = check_records(records, skip_bad=skip_bad, labelled=labelled, headers=checks)
@@ -100,6 +116,8 @@ def read_layout(root: Path, prompt: str | None, collector: Collector) -> None:
     for name in MANIFESTS:
         if (root / name).is_file():
             return read_manifest(root / name, collector)
+    if (root / "records.jsonl.partial").is_file():
+        raise DataError(f"{root}: its preparation was stopped: give the command that makes it once more, it goes on")
     if (root / "anns").is_dir():
         return read_published(root, collector)
     if plain_folders(root) or has_flat_pairs(root):
@@ -173,6 +191,7 @@ def write_manifest(records: Iterable[Record], path: str | os.PathLike[str]) -> N
             "group": record.group,
             "spacing": record.spacing,
             "mask_value": record.mask_value,
+            "leak_free": record.leak_free,
         }
         row.update({key: value for key, value in optional.items() if value is not None})
         lines.append(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
