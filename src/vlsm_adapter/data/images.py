@@ -27,17 +27,26 @@ _LOSSY = frozenset({"JPEG", "MPO", "WEBP", "JPEG2000"})
 _EXIF_ORIENTATION = 0x0112
 
 
-def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+def read_image(path: str | os.PathLike[str], *, at_least: tuple[int, int] | None = None) -> np.ndarray:
     """An image file as uint8 (H, W, 3) RGB, at its native size, upright.
 
     EXIF orientation is applied. Transparent parts are laid on black. Of an animation the first frame is taken.
     Single-channel images with more than 8 bits are windowed linearly from their own smallest to their largest
     value; where all values fit 8 bits they are kept, and floating point from 0 to 1 is scaled to 0..255.
 
+    Args:
+        path: the file.
+        at_least: (h, w) that suffices: a JPEG is decoded at a half, quarter or eighth of its size (in its own frequency
+            domain, several times faster) as long as that is no smaller than this. Give twice the size that the image
+            will be resized to: the result is then within a grey level, on average, of that from the native size.
+
     Raises:
         DataError: missing, empty, truncated, not an image, or larger than 178,956,970 pixels.
     """
     with _opened(Path(path)) as picture:
+        if at_least is not None and picture.format == "JPEG":
+            turned = picture.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
+            picture.draft(None, at_least if turned else at_least[::-1])
         picture.load()
         upright = ImageOps.exif_transpose(picture)
         if upright.mode == "F" or upright.mode.startswith("I"):
@@ -69,6 +78,24 @@ def read_mask(path: str | os.PathLike[str], mask_value: int | None = None) -> np
         picture.load()
         upright = ImageOps.exif_transpose(picture)
         return _mask_of(upright, str(path), lossy, mask_value)
+
+
+def read_labels(path: str | os.PathLike[str]) -> np.ndarray:
+    """A label file as whole numbers (H, W), upright: what ``mask_value`` of ``read_mask`` is compared with.
+
+    That is the value, the palette index, or 0xRRGGBB of a colour file (the plain value where all of it is grey).
+
+    Raises:
+        DataError: unreadable, in a lossy format, or with values that are not whole numbers.
+    """
+    with _opened(Path(path)) as picture:
+        if picture.format in _LOSSY or "jpeg" in str(picture.info.get("compression", "")):
+            raise DataError(f"{path}: labels cannot be told apart in a lossy file: save the mask as PNG")
+        picture.load()
+        upright = ImageOps.exif_transpose(picture)
+        if upright.mode in ("1", "L", "P", "F") or upright.mode.startswith("I"):
+            return masks.whole_labels(np.asarray(upright), str(path))
+        return masks.colour_labels(np.asarray(upright.convert("RGB")))
 
 
 def read_pair(record: Record) -> tuple[np.ndarray, np.ndarray]:

@@ -56,6 +56,7 @@ class Draft:
     group: str | None = None
     spacing: tuple[float, float] | None = None
     mask_value: int | None = None
+    leak_free: tuple[str, ...] | None = None
 
 
 class Collector:
@@ -80,7 +81,7 @@ def read_manifest(path: Path, collector: Collector) -> None:
     """JSONL: a JSON object a line; empty lines are passed over.
 
     Keys: ``image`` (required), ``mask``, ``prompts`` or ``text``, ``case_id``, ``split``, ``group``, ``spacing``,
-    ``mask_value``; others are ignored. File names are relative to the manifest's folder.
+    ``mask_value``, ``leak_free``; others are ignored. File names are relative to the manifest's folder.
     """
     root = path.parent.resolve()
     # Not splitlines(): it also breaks at characters that may stand inside a JSON text.
@@ -106,6 +107,7 @@ def _manifest_draft(path: Path, root: Path, number: int, line: str) -> Draft:
         group=entry.text("group"),
         spacing=entry.spacing(),
         mask_value=entry.mask_value(),
+        leak_free=entry.leak_free(),
     )
 
 
@@ -181,12 +183,12 @@ def read_plain(root: Path, prompt: str, collector: Collector) -> None:
     A first sub-folder called train, val or test is the split.
     """
     for images, masks, split in plain_folders(root):
-        _pair(root, images, list(image_files(images)), masks, list(image_files(masks)), split, prompt, collector)
+        pair_folders(root, images, list(image_files(images)), masks, list(image_files(masks)), split, prompt, collector)
     if not plain_folders(root):
         files = list(image_files(root, deep=False))
         masks_here = [path for path in files if MASK_ENDING.search(path.stem)]
         images_here = [path for path in files if not MASK_ENDING.search(path.stem)]
-        _pair(root, root, images_here, root, masks_here, None, prompt, collector)
+        pair_folders(root, root, images_here, root, masks_here, None, prompt, collector)
 
 
 def has_flat_pairs(root: Path) -> bool:
@@ -196,7 +198,7 @@ def has_flat_pairs(root: Path) -> bool:
     return any(MASK_ENDING.sub("", path.stem) in stems for path in files if MASK_ENDING.search(path.stem))
 
 
-def _pair(
+def pair_folders(
     root: Path,
     image_root: Path,
     images: list[Path],
@@ -206,6 +208,8 @@ def _pair(
     prompt: str,
     collector: Collector,
 ) -> None:
+    """Add a draft for each of ``images`` (below ``image_root``) with its mask; see ``read_plain``. None leaves ``root``."""
+
     def key(path: Path, base: Path) -> str:
         return path.relative_to(base).with_suffix("").as_posix()
 

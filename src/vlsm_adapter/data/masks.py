@@ -162,6 +162,28 @@ def from_colours(pixels: np.ndarray, name: str, *, lossy: bool, mask_value: int 
     return _lossy_colour(pixels, name)
 
 
+def whole_labels(values: np.ndarray, name: str) -> np.ndarray:
+    """Labels (H, W) of a single-channel file as whole numbers.
+
+    Raises:
+        DataError: values that are not finite or not whole.
+    """
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8)
+    if values.dtype.kind == "f":
+        if not np.isfinite(values).all() or (values != np.rint(values)).any() or np.abs(values).max() >= 2**31:
+            raise DataError(f"{name}: labels must be whole numbers: save them as 8-bit or 16-bit PNG")
+        return values.astype(np.int32)
+    return values
+
+
+def colour_labels(pixels: np.ndarray) -> np.ndarray:
+    """Labels (H, W) of an (H, W, 3) uint8 colour file: 0xRRGGBB, or the plain value where all of it is grey."""
+    if (pixels == pixels[..., :1]).all():
+        return pixels[..., 0].copy()
+    return (pixels[..., 0].astype(np.int32) << 16) | (pixels[..., 1].astype(np.int32) << 8) | pixels[..., 2]
+
+
 def from_alpha(alpha: np.ndarray, name: str) -> Mask:
     """Foreground of a cut-out, bool (H, W): opaque (above half of the strongest alpha) is foreground."""
     top = int(alpha.max())
