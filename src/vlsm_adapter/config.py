@@ -13,16 +13,21 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Union
+from typing import TYPE_CHECKING, Any, Union
 
 import yaml
 
 from vlsm_adapter.errors import ConfigError, nearest
 
+if TYPE_CHECKING:
+    from vlsm_adapter.data.division import Division
+
 LEVELS = tuple(f"p{number}" for number in range(10))
 PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed")
 SCHEDULES = ("cosine", "plateau", "constant")
 LOSS_NAMES = ("dice_bce", "published")
+STRATIFY = ("size", "none")
+AUGMENTATIONS = ("none", "light", "medium")
 
 
 def _between(low: float, high: float) -> dict[str, Any]:
@@ -42,10 +47,18 @@ class DataConfig:
         prompt: the class name, for data without prompts; it then stands as level p1.
         level: prompt level of training: p0 .. p9, or ``random`` (one of p1 .. p9 per case and epoch, as published).
         eval_level: the one fixed level of validation and evaluation.
-        split_seed: of the split by case, where the data has none.
+        split_seed: of the split by case, where the data has none, and of folds and subsets.
         fractions: train, validation and test part of that split.
+        split_file: which case is in which split, in place of the data's own; ``vlsm data split`` writes such files.
+        fold: ``2/5``: the second of five folds is the test part, in place of the data's own splits.
+        subset: few-shot: a part of the training cases, such as ``5%``, or how many, such as ``20``.
+        stratify: ``size`` makes folds and subsets alike in foreground size; ``none`` does not.
         skip_bad: leave bad cases out, listed and counted, instead of stopping.
         cache_mb: memory for decoded, resized images.
+        cache_dir: folder that keeps them for later runs: ``off``, a path, or ``auto`` (in ``~/.cache``, or where
+            XDG_CACHE_HOME or VLSM_CACHE_DIR say). Off unless asked for: it holds copies of the images.
+        cache_gb: bound of that folder.
+        augment: ``none``, ``light`` or ``medium`` random changes of training samples; never of validation and test.
     """
 
     path: str = ""
@@ -54,8 +67,32 @@ class DataConfig:
     eval_level: str = field(default="p1", metadata=_one_of(*LEVELS))
     split_seed: int = 0
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
+    split_file: str | None = None
+    fold: str | None = None
+    subset: str | int | None = None
+    stratify: str = field(default="size", metadata=_one_of(*STRATIFY))
     skip_bad: bool = False
     cache_mb: int = field(default=1024, metadata=_between(0, 1 << 20))
+    cache_dir: str = "off"
+    cache_gb: float = field(default=10.0, metadata=_between(0, 1e6))
+    augment: str = field(default="none", metadata=_one_of(*AUGMENTATIONS))
+
+    def division(self, split: str | None = None) -> Division:
+        """Which case is in which split; for a ``split`` other than train and all, without the subset of train.
+
+        Raises:
+            ConfigError: a fold or subset is not of its form.
+        """
+        from vlsm_adapter.data.division import Division
+
+        return Division(
+            seed=self.split_seed,
+            fractions=self.fractions,
+            split_file=self.split_file,
+            fold=self.fold,
+            subset=self.subset,
+            stratify=self.stratify,
+        ).of(split)
 
 
 @dataclass(frozen=True)
@@ -198,6 +235,10 @@ def _check_whole(config: RunConfig) -> list[str]:
     if abs(sum(config.data.fractions) - 1) > 1e-6 or min(config.data.fractions) < 0:
         problems.append(f"data.fractions={list(config.data.fractions)}: three parts of 0 to 1 that sum to 1")
     try:
+        config.data.division()
+    except ConfigError as error:
+        problems.append(f"data: {error}")
+    try:
         adapter_config(config.adapter.method, **dict(config.adapter.settings))
     except ConfigError as error:
         problems.append(f"adapter: {error}")
@@ -234,7 +275,9 @@ def _convert(value: Any, hint: Any) -> Any:
     if origin in (Union, types.UnionType):
         if value is None:
             return None
-        return _convert(value, next(argument for argument in arguments if argument is not type(None)))
+        kinds = [argument for argument in arguments if argument is not type(None)]
+        # Of several kinds the one that the value is already; else the first.
+        return _convert(value, next((kind for kind in kinds if type(value) is kind), kinds[0]))
     if origin is tuple:
         if not isinstance(value, (list, tuple)) or len(value) != len(arguments):
             raise TypeError(f"must be {len(arguments)} values in brackets")

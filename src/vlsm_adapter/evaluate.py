@@ -20,6 +20,8 @@ from vlsm_adapter.adapters.attach import active, without_adapter
 from vlsm_adapter.adapters.folder import load_adapter, read_manifest
 from vlsm_adapter.console import Console
 from vlsm_adapter.data.cases import Cases, load_cases
+from vlsm_adapter.data.describing.classes import Classes
+from vlsm_adapter.data.division import Division
 from vlsm_adapter.errors import ConfigError, DataError, UserError
 from vlsm_adapter.evaluation_folder import PICKED, EvaluationFolder, write_scores
 from vlsm_adapter.evaluation_summary import Job, summarise_evaluation
@@ -37,6 +39,7 @@ from vlsm_adapter.scoring import (
     evaluate_cases,
     score_variants,
 )
+from vlsm_adapter.sensitivity import Prober, write_sensitivity
 from vlsm_adapter.types import Record, Skipped
 
 if TYPE_CHECKING:
@@ -62,6 +65,8 @@ def evaluate_run(
     out: str | Path | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
     device: str | torch.device | None = None,
+    probes: bool = False,
+    classes: str | Path | None = None,
     console: Console | None = None,
 ) -> Path:
     """Score a run's adapter on one split, beside its base model, and write the evaluation folder.
@@ -80,6 +85,9 @@ def evaluate_run(
         out: the folder; by default ``RUN/evaluation/SPLIT-LEVEL`` (``DATA-SPLIT-LEVEL`` with ``data``).
         batch_size: images encoded together.
         device: by default the GPU where there is one.
+        probes: also ask every prompt level, contradictory, swapped, absent, empty and paraphrased prompts, and write
+            ``sensitivity.json`` and ``probes.csv`` (docs/prompts.md).
+        classes: file of class names for the probes, beside those of the package.
 
     Returns:
         The evaluation folder.
@@ -103,8 +111,10 @@ def evaluate_run(
     cases = load_cases(
         config.data.path if data is None else data,
         prompt=prompt if data is not None or prompt is not None else config.data.prompt,
-        split_seed=config.data.split_seed,
-        fractions=config.data.fractions,
+        # Folds and subsets are of the run's own data.
+        division=config.data.division(split)
+        if data is None
+        else Division(config.data.split_seed, config.data.fractions),
         skip_bad=config.data.skip_bad if skip_bad is None else skip_bad,
     )
     if data is None:
@@ -127,6 +137,7 @@ def evaluate_run(
         skip_bad=config.data.skip_bad if skip_bad is None else skip_bad,
         about={
             "run": str(run.path.resolve()),
+            "division": str(config.data.division()) if data is None else cases.division,
             "adapter": {
                 "method": manifest.config.method,
                 "settings": {key: value for key, value in manifest.config.to_dict().items() if key != "method"},
@@ -134,6 +145,7 @@ def evaluate_run(
             },
             "training_cases": None if data is not None else _compare_with_training(trained, records, split, console),
         },
+        prober=_prober(records, cases, protocol, classes) if probes else None,
     )
     return _evaluate(job, console)
 
@@ -151,8 +163,11 @@ def evaluate_model(
     skip_bad: bool | None = None,
     split_seed: int = 0,
     fractions: Sequence[float] = (0.7, 0.1, 0.2),
+    split_file: str | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
     device: str | torch.device | None = None,
+    probes: bool = False,
+    classes: str | Path | None = None,
     console: Console | None = None,
 ) -> Path:
     """Score a base model without any adapter (zero-shot) on one split of a data set.
@@ -164,8 +179,10 @@ def evaluate_model(
         level: prompt level, by default p1, the class name.
         threshold: by default 0.5.
         split_seed, fractions: of the split by case, where the data has none.
+        split_file: takes the place of the data's own splits.
         split, prompt, nsd_tolerance, skip_bad, batch_size, device: as in `evaluate_run`; bad cases stop it by default, and
             a loaded model stays on its device unless ``device`` says otherwise.
+        probes, classes: as in `evaluate_run`.
 
     Returns:
         The evaluation folder.
@@ -180,7 +197,9 @@ def evaluate_model(
         nsd_tolerance=nsd_tolerance,
         batch_size=batch_size,
     )
-    cases = load_cases(data, prompt=prompt, split_seed=split_seed, fractions=fractions, skip_bad=bool(skip_bad))
+    cases = load_cases(
+        data, prompt=prompt, division=Division(split_seed, fractions, split_file), skip_bad=bool(skip_bad)
+    )
     records = cases.records(split)
     if isinstance(model, (str, Path)):
         loaded = load_model(model).to(choose_device(device))
@@ -196,7 +215,8 @@ def evaluate_model(
         protocol=protocol,
         folder=EvaluationFolder(Path(out) if out is not None else Path("evaluation") / name),
         skip_bad=bool(skip_bad),
-        about={"run": None, "adapter": None, "training_cases": None},
+        about={"run": None, "adapter": None, "training_cases": None, "division": cases.division},
+        prober=_prober(records, cases, protocol, classes) if probes else None,
     )
     return _evaluate(job, console)
 
@@ -215,6 +235,7 @@ def _evaluate(job: Job, console: Console) -> Path:
             job.records,
             job.variants,
             job.protocol,
+            prober=job.prober,
             on_bad=(lambda record, reason: job.cases.drop(record.case_id, record.image, reason))
             if job.skip_bad
             else None,
@@ -233,6 +254,9 @@ def _evaluate(job: Job, console: Console) -> Path:
         pictures = draw_cases(job, scores, fresh)
         summary = summarise_evaluation(job, scores, pictures, seconds)
         files.write_json(fresh.summary_file, summary)
+        if job.prober is not None:
+            by_group = groups if any(group is not None for group in groups.values()) else None
+            heard = write_sensitivity(job.prober, fresh.sensitivity_file, fresh.probes_file, by_group)
         write_report(fresh.path)
     main = next(iter(scores))
     for name in scores:
@@ -241,6 +265,8 @@ def _evaluate(job: Job, console: Console) -> Path:
             f"{'adapter' if name == 'adapter' else 'zero-shot'}: Dice {dice:.4f} on {len(scores[main])} cases"
             f"{'' if job.split == 'all' else f' of split {job.split}'}"
         )
+        if job.prober is not None:
+            console.say(f"  {_heard(heard['variants'][name]['score'])}")
     return job.folder.path
 
 
@@ -269,6 +295,7 @@ def _replacing(folder: EvaluationFolder) -> Iterator[EvaluationFolder]:
         names = [file.relative_to(fresh.path) for file in sorted(fresh.path.rglob("*")) if file.is_file()]
         ours = EvaluationFolder(Path())
         stale = [ours.summary_file, ours.report_file, ours.cases_file, ours.zero_shot_file, ours.curve_file]
+        stale += [ours.sensitivity_file, ours.probes_file]
         for name in (*stale, *(ours.images / f"{rank}.png" for rank in PICKED)):
             (folder.path / name).unlink(missing_ok=True)
         for name in sorted(names, key=lambda name: name == ours.summary_file):  # the summary last: it says all is there
@@ -286,6 +313,17 @@ def _is_empty(folder: EvaluationFolder) -> bool:
 
 
 # -- small parts ---------------------------------------------------------------------------------------------------------
+
+
+def _prober(records: Sequence[Record], cases: Cases, protocol: Protocol, classes: str | Path | None) -> Prober:
+    return Prober(records, cases.all, Classes.load(classes), protocol.seed)
+
+
+def _heard(score: Mapping[str, Any]) -> str:
+    if score["value"] is None:
+        return "prompt sensitivity: not measurable, it finds next to nothing when asked rightly"
+    low, high = score["ci_low"], score["ci_high"]
+    return f"prompt sensitivity {score['value']:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
 
 
 def _name(path: str) -> str:

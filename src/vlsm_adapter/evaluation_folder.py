@@ -5,6 +5,8 @@
     EVALUATION/cases.csv             a row per case: the adapter's scores
                zero_shot_cases.csv   the base model's on the same cases
                summary.json          statistics, protocol, provenance
+               sensitivity.json      with probes: does the model listen to words, and how each level does
+               probes.csv            with probes: a row per prompt asked of a case
                report.md             for people; made from the files beside it
                images/               best, median and worst case; the learning curve
 """
@@ -25,6 +27,7 @@ from vlsm_adapter.types import CaseScore
 
 FORMAT = "vlsm-evaluation"
 FORMAT_VERSION = 1
+SENSITIVITY = ("vlsm-sensitivity", 1)
 PICKED = ("best", "median", "worst")
 _HEAD = ("case_id", "prompt")
 _TAIL = ("unit", "emptiness", "truth_area", "predicted_area")
@@ -50,6 +53,14 @@ class EvaluationFolder:
         return self.path / "summary.json"
 
     @property
+    def sensitivity_file(self) -> Path:
+        return self.path / "sensitivity.json"
+
+    @property
+    def probes_file(self) -> Path:
+        return self.path / "probes.csv"
+
+    @property
     def report_file(self) -> Path:
         return self.path / "report.md"
 
@@ -64,6 +75,23 @@ class EvaluationFolder:
     def scores_file(self, variant: str) -> Path:
         """The table of ``"adapter"`` or of ``"zero_shot"``."""
         return self.cases_file if variant == "adapter" else self.zero_shot_file
+
+    def sensitivity(self) -> dict[str, Any] | None:
+        """``sensitivity.json``, or None where the evaluation asked no probes.
+
+        Raises:
+            UserError: damaged, or of another format.
+        """
+        file = self.sensitivity_file
+        if not file.is_file():
+            return None
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{file}: damaged ({error}); run 'vlsm evaluate --probes' again") from error
+        if not isinstance(values, dict) or (values.get("format"), values.get("format_version")) != SENSITIVITY:
+            raise UserError(f"{file}: not of the format that this version reads; run 'vlsm evaluate --probes' again")
+        return values
 
     def summary(self) -> dict[str, Any]:
         """``summary.json``.

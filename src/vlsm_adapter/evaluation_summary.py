@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from vlsm_adapter.adapters import tuner
 from vlsm_adapter.data.cases import Cases
-from vlsm_adapter.data.prompts import common_levels, leaks, levels, reveals_emptiness
+from vlsm_adapter.data.prompts import common_levels, leaks_in, reveals_emptiness
 from vlsm_adapter.evaluation_folder import FORMAT, FORMAT_VERSION, EvaluationFolder
-from vlsm_adapter.metrics import METRICS, paired_difference, summarise
+from vlsm_adapter.metrics import paired_difference, summarise
 from vlsm_adapter.run_folder import environment
 from vlsm_adapter.scoring import Context, Protocol
 from vlsm_adapter.types import CaseScore, Record
 
 if TYPE_CHECKING:
     from vlsm_adapter.models.base import PromptSegmenter
+    from vlsm_adapter.sensitivity import Prober
 
 
 @dataclass
@@ -32,7 +33,8 @@ class Job:
         protocol: how cases are asked and scored.
         folder: of the result.
         skip_bad: leave unusable cases out instead of stopping.
-        about: ``run``, ``adapter`` and ``training_cases`` of the summary.
+        about: ``run``, ``adapter``, ``training_cases`` and ``division`` (of the data, in words) of the summary.
+        prober: asks probes beside the evaluation's prompt, or None.
     """
 
     model: PromptSegmenter
@@ -44,6 +46,7 @@ class Job:
     folder: EvaluationFolder
     skip_bad: bool
     about: dict[str, Any] = field(default_factory=dict)
+    prober: Prober | None = None
 
 
 def summarise_evaluation(
@@ -64,7 +67,6 @@ def summarise_evaluation(
     # Without a single group there is nothing to say about groups: cases are resampled.
     by_group = groups if any(group is not None for group in groups.values()) else None
     level, model = job.protocol.level, job.model
-    available = {name for record in job.cases.all for name in levels(record)}
     revealing = reveals_emptiness(job.records, level)
     first = next(iter(scores.values()))
     summary: dict[str, Any] = {
@@ -74,11 +76,16 @@ def summarise_evaluation(
         "level": level,
         "threshold": job.protocol.threshold,
         "nsd_tolerance": job.protocol.nsd_tolerance,
-        "data": {"path": job.cases.where, "name": job.records[0].dataset, "levels": common_levels(job.records)},
+        "data": {
+            "path": job.cases.where,
+            "name": job.records[0].dataset,
+            "division": job.about.get("division", ""),
+            "levels": common_levels(job.records),
+        },
         "prompts": {
             "level": level,
             "seed": job.protocol.seed,
-            "leaks": leaks(level, available),
+            "leaks": leaks_in(level, job.cases.all),
             "reveal_emptiness": len(revealing),
             "reveal_emptiness_truly_empty": sum(
                 score.truth_area == 0 for score in first if score.case_id in set(revealing)
@@ -106,12 +113,10 @@ def summarise_evaluation(
     if {"adapter", "zero_shot"} <= scores.keys():
         a, b = scores["adapter"], scores["zero_shot"]
         has_truth = [index for index, score in enumerate(a) if score.truth_area > 0]
-        summary["paired_difference"] = {
-            name: paired_difference(a, b, name, groups=by_group) for name in METRICS.names()
-        }
+        summary["paired_difference"] = {name: paired_difference(a, b, name, groups=by_group) for name in a[0].values}
         summary["paired_difference_truth_foreground"] = {
             name: paired_difference([a[i] for i in has_truth], [b[i] for i in has_truth], name, groups=by_group)
-            for name in METRICS.names()
+            for name in a[0].values
         }
     return summary
 

@@ -11,13 +11,15 @@ from vlsm_adapter import files
 from vlsm_adapter.curves import line_chart
 from vlsm_adapter.errors import UserError
 from vlsm_adapter.evaluation_folder import EvaluationFolder
+from vlsm_adapter.markdown import cell, code, interval, plural, table
+from vlsm_adapter.sensitivity_report import leak_free_headline, sensitivity_section
 
 _NAMES = {"adapter": "adapter", "zero_shot": "zero-shot"}
 _EMPTINESS = (
     ("none", "both have foreground", "as measured"),
-    ("both", "both empty, rightly nothing found", "Dice, IoU, NSD 1; HD95 0"),
-    ("missed", "prediction empty, truth not", "Dice, IoU, NSD 0; HD95 the image diagonal"),
-    ("false_alarm", "truth empty, prediction not", "Dice, IoU, NSD 0; HD95 the image diagonal"),
+    ("both", "both empty, rightly nothing found", "{best} 1; HD95 0"),
+    ("missed", "prediction empty, truth not", "{best} 0; HD95 the image diagonal"),
+    ("false_alarm", "truth empty, prediction not", "{best} 0; HD95 the image diagonal"),
 )
 _RANKS = {"best": "Best", "median": "Median", "worst": "Worst"}
 
@@ -29,10 +31,10 @@ def write_report(evaluation_dir: str | Path) -> Path:
         UserError: the folder holds no evaluation, a damaged one, or cannot be written.
     """
     folder = EvaluationFolder(Path(evaluation_dir))
-    summary = folder.summary()
+    summary, sensitivity = folder.summary(), folder.sensitivity()
     curve = _learning_curve(folder, summary)
     try:
-        text = render(summary, curve)
+        text = render(summary, curve, sensitivity)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise UserError(
             f"{folder.summary_file}: incomplete ({type(error).__name__}: {error}); run 'vlsm evaluate' again"
@@ -41,20 +43,22 @@ def write_report(evaluation_dir: str | Path) -> Path:
     return folder.report_file
 
 
-def render(summary: Mapping[str, Any], curve: str | None = None) -> str:
+def render(summary: Mapping[str, Any], curve: str | None = None, sensitivity: Mapping[str, Any] | None = None) -> str:
     """The report's Markdown.
 
     Args:
         summary: what ``summary.json`` holds.
         curve: file name of the learning curve beside the report, or None.
+        sensitivity: what ``sensitivity.json`` holds, or None.
     """
     variants = [name for name in _NAMES if name in summary]
     sections = [
-        [f"# Evaluation of {_subject(summary)} on {_code(summary['data']['name'])}, split {summary['split']}"],
-        _opening(summary, variants),
+        [f"# Evaluation of {_subject(summary)} on {code(summary['data']['name'])}, split {summary['split']}"],
+        [*_opening(summary, variants), *_leak_free_first(summary, variants, sensitivity)],
         _headline(summary, variants),
         _emptiness(summary, variants),
         _words(summary),
+        sensitivity_section(sensitivity) if sensitivity else [],
         _pictures(summary, variants),
         _skipped(summary["skipped"]),
         ["## Learning curve", "", f"![Learning curve]({curve})"] if curve else [],
@@ -67,7 +71,7 @@ def render(summary: Mapping[str, Any], curve: str | None = None) -> str:
 
 
 def _subject(summary: Mapping[str, Any]) -> str:
-    base = _code(summary["base"]["id"])
+    base = code(summary["base"]["id"])
     adapter = summary["trained_adapter"]
     return f"the {adapter['method']} adapter on {base}" if adapter else f"{base} (zero-shot)"
 
@@ -75,10 +79,10 @@ def _subject(summary: Mapping[str, Any]) -> str:
 def _opening(summary: Mapping[str, Any], variants: Sequence[str]) -> list[str]:
     main = summary[variants[0]]
     dice = main["metrics"]["dice"]
-    text = f"{_plural(main['n_cases'], 'case')}. Mean Dice {_interval(dice)}"
+    text = f"{plural(main['n_cases'], 'case')}. Mean Dice {interval(dice)}"
     if "paired_difference" in summary:
         other, gain = summary["zero_shot"]["metrics"]["dice"], summary["paired_difference"]["dice"]
-        text += f" with the adapter, {_interval(other)} zero-shot: a difference of {_interval(gain, 'mean_difference')}"
+        text += f" with the adapter, {interval(other)} zero-shot: a difference of {interval(gain, 'mean_difference')}"
         low, high = gain["ci_low"], gain["ci_high"]
         if low is not None and low <= 0 <= high:
             text += "; the interval includes no difference at all"
@@ -90,6 +94,18 @@ def _opening(summary: Mapping[str, Any], variants: Sequence[str]) -> list[str]:
             f"{summary['base']['parameters']:,}"
         )
     return [text + "."]
+
+
+def _leak_free_first(
+    summary: Mapping[str, Any], variants: Sequence[str], sensitivity: Mapping[str, Any] | None
+) -> list[str]:
+    """Said at once where the words asked give part of the answer away, with the leak-free score where it was measured."""
+    if not summary["prompts"]["leaks"]:
+        return []
+    free = ""
+    if sensitivity and (first := leak_free_headline(sensitivity, variants[0])):
+        free = f" Without them, {first} {'with the adapter' if variants[0] == 'adapter' else 'zero-shot'}."
+    return ["", f"**The words asked (level {summary['level']}) may tell part of the answer.**{free}"]
 
 
 def _headline(summary: Mapping[str, Any], variants: Sequence[str]) -> list[str]:
@@ -106,7 +122,7 @@ def _headline(summary: Mapping[str, Any], variants: Sequence[str]) -> list[str]:
     ]
     foreground, everything = summary[variants[0]]["truth_foreground"], summary[variants[0]]["n"]
     if 0 < foreground["n"] < everything:
-        lines += ["", f"Only the {_plural(foreground['n'], 'case')} with foreground in the truth:", ""]
+        lines += ["", f"Only the {plural(foreground['n'], 'case')} with foreground in the truth:", ""]
         lines += _score_table(
             {name: summary[name]["truth_foreground"]["metrics"] for name in variants},
             summary.get("paired_difference_truth_foreground"),
@@ -130,16 +146,16 @@ def _score_table(
             cells = [_of_unit(metrics[metric], unit) for metrics in by_variant.values()]
             row = [
                 _metric_name(metric, cells[0], summary["nsd_tolerance"], distance),
-                *(_interval(cell) for cell in cells),
+                *(interval(one) for one in cells),
             ]
             if paired:
                 gain = _of_unit(paired[metric], unit)
                 row += [
-                    _interval(gain, "mean_difference", signed=True),
+                    interval(gain, "mean_difference", signed=True),
                     f"{gain['a_better']} / {gain['b_better']} / {gain['tied']}",
                 ]
             rows.append(row)
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _of_unit(values: Mapping[str, Any], unit: str | None) -> Mapping[str, Any]:
@@ -158,14 +174,17 @@ def _metric_name(metric: str, about: Mapping[str, Any], tolerance: float, distan
 
 
 def _emptiness(summary: Mapping[str, Any], variants: Sequence[str]) -> list[str]:
+    # Of the metrics that this evaluation has; those of the probability need no rule.
+    metrics = summary[variants[0]]["metrics"].values()
+    best = ", ".join(about["display_name"] for about in metrics if about["higher_is_better"])
     rows = [
-        [meaning, *(str(summary[name]["emptiness"][kind]) for name in variants), rule]
+        [meaning, *(str(summary[name]["emptiness"][kind]) for name in variants), rule.format(best=best)]
         for kind, meaning, rule in _EMPTINESS
     ]
     return [
         "## Empty masks",
         "",
-        *_table(["masks", *(_NAMES[name] for name in variants), "scored as"], rows),
+        *table(["masks", *(_NAMES[name] for name in variants), "scored as"], rows),
     ]
 
 
@@ -182,24 +201,24 @@ def _words(summary: Mapping[str, Any]) -> list[str]:
     count = prompts["reveal_emptiness"]
     if count:
         leak += (
-            f' In {_plural(count, "case")} the prompt speaks of absence, such as "no ..."; the mask of '
+            f' In {plural(count, "case")} the prompt speaks of absence, such as "no ..."; the mask of '
             f"{prompts['reveal_emptiness_truly_empty']} of them is empty. Such words give the answer without the image."
         )
-    examples = ", ".join(_code(text) if text else "the empty prompt" for text in prompts["examples"])
+    examples = ", ".join(code(text) if text else "the empty prompt" for text in prompts["examples"])
     more = ", and others" if prompts["different"] > len(prompts["examples"]) else ""
-    lines = ["## Prompts", "", leak, "", f"{_plural(prompts['different'], 'different prompt')}: {examples}{more}."]
+    lines = ["## Prompts", "", leak, "", f"{plural(prompts['different'], 'different prompt')}: {examples}{more}."]
     training = summary.get("training_cases")
     if training and summary["split"] != "train" and training["seen_in_training"]:
         lines += [
             "",
-            f"**{_plural(training['seen_in_training'], 'case')} of this split were trained on**: "
+            f"**{plural(training['seen_in_training'], 'case')} of this split were trained on**: "
             + ("it holds all cases" if summary["split"] == "all" else "the data has changed since training")
             + ", and the scores flatter.",
         ]
     elif training and (training["new"] or training["gone"]):
         lines += [
             "",
-            f"Since training, {_plural(training['new'], 'case')} came to this split and {training['gone']} left it.",
+            f"Since training, {plural(training['new'], 'case')} came to this split and {training['gone']} left it.",
         ]
     return lines
 
@@ -220,7 +239,7 @@ def _pictures(summary: Mapping[str, Any], variants: Sequence[str]) -> list[str]:
         empty = "; the true mask is empty" if not picture["truth_area"] else ""
         lines += [
             "",
-            f"{_RANKS[picture['rank']]}: {_code(picture['case_id'])}, {scores}{empty}",
+            f"{_RANKS[picture['rank']]}: {code(picture['case_id'])}, {scores}{empty}",
             "",
             f"![{_RANKS[picture['rank']]} case]({picture['file']})",
         ]
@@ -230,33 +249,34 @@ def _pictures(summary: Mapping[str, Any], variants: Sequence[str]) -> list[str]:
 def _skipped(skipped: Sequence[Mapping[str, str]]) -> list[str]:
     if not skipped:
         return []
-    rows = [[_cell(case["case_id"]), _cell(case["reason"])] for case in skipped]
+    rows = [[cell(case["case_id"]), cell(case["reason"])] for case in skipped]
     return [
         "## Cases left out",
         "",
-        f"{_plural(len(skipped), 'case')} of the data (all splits) could not be used and are in no score.",
+        f"{plural(len(skipped), 'case')} of the data (all splits) could not be used and are in no score.",
         "",
-        *_table(["case", "why"], rows),
+        *table(["case", "why"], rows),
     ]
 
 
 def _provenance(summary: Mapping[str, Any]) -> list[str]:
     base, adapter = summary["base"], summary["trained_adapter"]
     rows = [
-        ["command", _code(summary["command"])],
-        ["data", f"{_code(summary['data']['path'])}, split {summary['split']}, prompt level {summary['level']}"],
-        ["base model", f"{_code(base['id'])} ({base['family']}), SHA-256 {_code(base['sha256'])}"],
+        ["command", code(summary["command"])],
+        ["data", f"{code(summary['data']['path'])}, split {summary['split']}, prompt level {summary['level']}"],
+        *([["cases", cell(summary["data"]["division"])]] if summary["data"].get("division") else []),
+        ["base model", f"{code(base['id'])} ({base['family']}), SHA-256 {code(base['sha256'])}"],
         ["input", f"{' x '.join(map(str, base['preprocessing']['size']))} pixels"],
     ]
     if adapter:
         settings = ", ".join(f"{key}={value}" for key, value in adapter["settings"].items())
-        rows.append(["adapter", _cell(f"{adapter['method']}: {settings}")])
+        rows.append(["adapter", cell(f"{adapter['method']}: {settings}")])
     rows += [
         ["threshold", f"{summary['threshold']:g}"],
         ["scoring took", f"{summary['seconds']:.1f} s on {summary['device']}"],
-        ["versions", _cell(", ".join(f"{name} {number}" for name, number in summary["versions"].items()))],
+        ["versions", cell(", ".join(f"{name} {number}" for name, number in summary["versions"].items()))],
     ]
-    return ["## How this was made", "", *_table(["", ""], rows)]
+    return ["## How this was made", "", *table(["", ""], rows)]
 
 
 # -- learning curve ------------------------------------------------------------------------------------------------------
@@ -283,52 +303,3 @@ def _learning_curve(folder: EvaluationFolder, summary: Mapping[str, Any]) -> str
         return None
     files.write_text(folder.curve_file, line_chart("Training", "epoch", epochs, series))
     return f"{folder.images.name}/{folder.curve_file.name}"
-
-
-# -- Markdown ------------------------------------------------------------------------------------------------------------
-
-
-def _interval(about: Mapping[str, Any], key: str = "mean", *, signed: bool = False) -> str:
-    value, low, high = about[key], about["ci_low"], about["ci_high"]
-    if value is None:
-        return "-"
-    digits = 4 if about["unit"] == "ratio" else 2
-    sign = "+" if signed else ""
-    shown = f"{value:{sign}.{digits}f}"
-    return shown if low is None else f"{shown} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [
-        f"| {' | '.join(head)} |",
-        f"|{'---|' * len(head)}",
-        *(f"| {' | '.join(row)} |" for row in rows),
-    ]
-
-
-def _cell(text: str) -> str:
-    """Text from outside as plain text of a table cell."""
-    flat = " ".join(str(text).split())
-    for char, safe in (
-        ("&", "&amp;"),
-        ("<", "&lt;"),
-        ("\\", "\\\\"),
-        ("|", "\\|"),
-        ("`", "\\`"),
-        ("*", "\\*"),
-        ("_", "\\_"),
-    ):
-        flat = flat.replace(char, safe)
-    return flat.replace("[", "\\[")
-
-
-def _code(text: str) -> str:
-    """Text from outside as code."""
-    flat = " ".join(str(text).split()).replace("|", "\\|")
-    fence = "``" if "`" in flat else "`"
-    pad = " " if "`" in flat else ""
-    return f"{fence}{pad}{flat}{pad}{fence}" if flat else "(empty)"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,7 @@ from vlsm_adapter.types import CaseScore, Record
 
 if TYPE_CHECKING:
     from vlsm_adapter.models.base import PromptSegmenter
+    from vlsm_adapter.sensitivity import Prober
 
 Context = Callable[[], AbstractContextManager[None]]
 OnBad = Callable[[Record, str], None]
@@ -100,13 +102,15 @@ def score_variants(
     variants: Mapping[str, Context],
     protocol: Protocol,
     *,
+    prober: Prober | None = None,
     on_bad: OnBad | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, list[CaseScore]]:
-    """Score the model in several states; every file is read once.
+    """Score the model in several states; every file is read once, every image encoded once per state.
 
     Args:
         variants: name to a context in which the model is in that state, e.g. its adapter disabled.
+        prober: asks more of each case (of ``records``, by number) and keeps the answers.
         on_bad: called for a case whose files are unusable, which is then left out; None raises.
 
     Returns:
@@ -122,25 +126,39 @@ def score_variants(
     images = list(by_image.values())
     caches = {name: TextCache(model) for name in variants}
     scores: dict[str, dict[int, CaseScore]] = {name: {} for name in variants}
+    questions: dict[int, list[str]] = {}
+
+    def look(index: int, image: np.ndarray, mask: np.ndarray) -> None:
+        more = prober.texts(index, texts[index], image, mask) if prober is not None else []
+        questions[index] = [texts[index], *more]
+
     done = 0
     for start in range(0, len(images), protocol.batch_size):
         chunk = images[start : start + protocol.batch_size]
-        pixels, asked = _load(model, records, chunk, on_bad)
+        pixels, asked = _load(model, records, chunk, on_bad, look)
         if asked:
             batch = torch.stack(pixels)
-            index_of = [image for _, image, _ in asked]
-            prompts = [texts[index] for index, _, _ in asked]
+            index_of = [image for index, image, _ in asked for _ in questions[index]]
+            prompts = [text for index, _, _ in asked for text in questions[index]]
             for name, state in variants.items():
-                logits = _logits(model, batch, prompts, index_of, state, caches[name])
-                for (index, _, truth), one in zip(asked, logits, strict=True):
+                logits = iter(_logits(model, batch, prompts, index_of, state, caches[name]))
+                for index, _, truth in asked:
+                    own, *others = islice(logits, len(questions[index]))
+                    size = (truth.shape[0], truth.shape[1])
+                    probability = probability_at_size(own, size)
                     scores[name][index] = score_case(
-                        probability_at_size(one, (truth.shape[0], truth.shape[1])) > protocol.threshold,
+                        probability > protocol.threshold,
                         truth,
                         case_id=records[index].case_id,
                         prompt=texts[index],
                         spacing=records[index].spacing,
                         nsd_tolerance=protocol.nsd_tolerance,
+                        probability=probability,
                     )
+                    if prober is not None:
+                        masks = (probability_at_size(one, size) > protocol.threshold for one in (own, *others))
+                        prober.take(name, index, truth, zip(questions[index], masks, strict=True))
+        questions.clear()
         done += sum(len(group) for group in chunk)
         if progress is not None:
             progress(done)
@@ -160,9 +178,16 @@ def predict_variants(
 
 
 def _load(
-    model: PromptSegmenter, records: Sequence[Record], images: Sequence[Sequence[int]], on_bad: OnBad | None
+    model: PromptSegmenter,
+    records: Sequence[Record],
+    images: Sequence[Sequence[int]],
+    on_bad: OnBad | None,
+    look: Callable[[int, np.ndarray, np.ndarray], None],
 ) -> tuple[list[torch.Tensor], list[tuple[int, int, np.ndarray]]]:
-    """Network inputs (3, h, w) of the usable images, and (record, position of its image, mask) of the usable cases."""
+    """Network inputs (3, h, w) of the usable images, and (record, position of its image, mask) of the usable cases.
+
+    ``look`` is called with record, image uint8 (H, W, 3) and mask bool (H, W) of every usable case.
+    """
     pixels: list[torch.Tensor] = []
     asked: list[tuple[int, int, np.ndarray]] = []
     for group in images:
@@ -183,6 +208,7 @@ def _load(
                 on_bad(record, str(error))
             else:
                 usable.append((index, len(pixels), mask))
+                look(index, image, mask)
         if usable and image is not None:
             pixels.append(model.preprocess([image])[0])
             asked += usable

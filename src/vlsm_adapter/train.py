@@ -21,9 +21,10 @@ from vlsm_adapter.checkpoint import Progress
 from vlsm_adapter.config import RunConfig
 from vlsm_adapter.console import Console, log_to
 from vlsm_adapter.data.cases import Cases, load_cases, try_all
+from vlsm_adapter.data.disk_cache import DiskCache, cache_folder
 from vlsm_adapter.data.entries import real_folder
 from vlsm_adapter.data.loaders import CaseDataset
-from vlsm_adapter.data.prompts import choose_prompt, leaks
+from vlsm_adapter.data.prompts import choose_prompt, leaks_in
 from vlsm_adapter.errors import DataError, TrainingError, UserError
 from vlsm_adapter.fit import THRESHOLD, Session, fit
 from vlsm_adapter.interrupt import StopSignal
@@ -32,6 +33,7 @@ from vlsm_adapter.models import load_model
 from vlsm_adapter.models.base import PromptSegmenter
 from vlsm_adapter.optimization import choose_precision, make_optimizer
 from vlsm_adapter.run_folder import RunFolder, environment
+from vlsm_adapter.types import Record
 
 
 def train(config: RunConfig, out: str | Path, *, console: Console | None = None) -> RunFolder:
@@ -110,8 +112,7 @@ def build(config: RunConfig, console: Console) -> Parts:
     cases = load_cases(
         config.data.path,
         prompt=config.data.prompt,
-        split_seed=config.data.split_seed,
-        fractions=config.data.fractions,
+        division=config.data.division(),
         skip_bad=config.data.skip_bad,
     )
     model = build_model(config)
@@ -122,22 +123,27 @@ def build(config: RunConfig, console: Console) -> Parts:
     model.tokenize(sorted(_texts(cases, config)))  # prompts longer than the context are told here, once
     datasets: list[CaseDataset] = []
     budget = config.data.cache_mb * (1 << 20)
+    folder = cache_folder(config.data.cache_dir)
+    disk = DiskCache(folder, int(config.data.cache_gb * (1 << 30))) if folder else None
     for split, level in (("train", config.data.level), ("val", config.data.eval_level)):
         records = cases.records(split)
-        dataset = _dataset(config, model, records, level, budget // 2)
+        augment = config.data.augment if split == "train" else "none"
+        dataset = _dataset(config, model, records, level, budget // 2, disk, augment)
         with console.bar(f"reading {split} images", len(records)) as advance:
             bad = try_all(records, dataset.__getitem__, skip_bad=config.data.skip_bad, progress=advance)
         for record, reason in bad:
             cases.drop(record.case_id, record.image, reason)
         if bad:
-            dataset = _dataset(config, model, cases.records(split), level, budget // 2)
+            dataset = _dataset(config, model, cases.records(split), level, budget // 2, disk, augment)
         datasets.append(dataset)
     notes = [
         str(report),
         f"{cases.where}: {len(datasets[0])} training and {len(datasets[1])} validation cases, prompt level "
-        f"{config.data.level}" + (f"; {len(cases.skipped)} bad cases left out" if cases.skipped else ""),
+        f"{config.data.level}"
+        + (f" ({cases.division})" if cases.division else "")
+        + (f"; {len(cases.skipped)} bad cases left out" if cases.skipped else ""),
     ]
-    if leaks(config.data.eval_level):
+    if leaks_in(config.data.eval_level, cases.all):
         console.warn(
             f"prompt level {config.data.eval_level} is drawn from the ground truth; scores with it "
             "say what a reader of the mask could reach, use p1 for a leak-free evaluation"
@@ -157,6 +163,10 @@ def _texts(cases: Cases, config: RunConfig) -> set[str]:
 def absolute_paths(config: RunConfig) -> RunConfig:
     """``config`` with the data's path, and the model's where it is a folder, independent of the working directory."""
     data = replace(config.data, path=str(real_folder(config.data.path)))
+    if data.split_file is not None:
+        data = replace(data, split_file=str(real_folder(data.split_file)))
+    if data.cache_dir not in ("auto", "off"):
+        data = replace(data, cache_dir=str(real_folder(data.cache_dir)))
     model = config.model
     if (folder := Path(model.name).expanduser()).is_dir():
         model = replace(model, name=str(folder.resolve()))
@@ -174,8 +184,24 @@ def build_model(config: RunConfig) -> PromptSegmenter:
     return model
 
 
-def _dataset(config: RunConfig, model: PromptSegmenter, records: list, level: str, budget: int) -> CaseDataset:
-    return CaseDataset(records, model.preprocessing, level=level, seed=config.train.seed, cache_bytes=budget)
+def _dataset(
+    config: RunConfig,
+    model: PromptSegmenter,
+    records: list[Record],
+    level: str,
+    budget: int,
+    disk: DiskCache | None,
+    augment: str,
+) -> CaseDataset:
+    return CaseDataset(
+        records,
+        model.preprocessing,
+        level=level,
+        seed=config.train.seed,
+        cache_bytes=budget,
+        disk_cache=disk,
+        augment=augment,
+    )
 
 
 # -- set up: folder, optimizer, saved state ------------------------------------------------------------------------------
@@ -208,11 +234,12 @@ def set_up(parts: Parts, folder: RunFolder, console: Console) -> Session:
     files.write_json(folder.data_file, summary)
     counts = {split: sum(record.split == split for record in parts.cases.all) for split in ("train", "val", "test")}
     examples = tuple(dict.fromkeys(parts.val_data.prompt(index) for index in range(len(parts.val_data))))[:3]
+    data = parts.val_data.records[0].dataset or Path(config.data.path).name
     info = AdapterInfo(
         threshold=THRESHOLD,
         prompt_level=config.data.eval_level,
         prompts=examples,
-        data=parts.val_data.records[0].dataset or Path(config.data.path).name,
+        data=f"{data}, {parts.cases.division}" if parts.cases.division else data,
         split=counts,
         seed=config.train.seed,
     )
@@ -259,6 +286,7 @@ def close(session: Session) -> None:
 def _data_summary(parts: Parts) -> dict[str, Any]:
     return {
         "path": parts.config.data.path,
+        "division": parts.cases.division,
         "splits": {
             split: [record.case_id for record in parts.cases.all if record.split == split]
             for split in ("train", "val", "test")

@@ -36,6 +36,7 @@ class Record:
         spacing: pixel size (row, column) in mm, or None where unknown: distances are then in pixels.
         mask_value: the value that means foreground in a multi-label mask, or None for a binary mask.
         dataset: name of the data set, for tables.
+        leak_free: prompt levels that the data declares not drawn from the mask; None where it declares nothing.
     """
 
     case_id: str
@@ -47,6 +48,7 @@ class Record:
     spacing: tuple[float, float] | None = None
     mask_value: int | None = None
     dataset: str = ""
+    leak_free: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vlsm_adapter.data.checks import require_split
+from vlsm_adapter.data.division import Division
 from vlsm_adapter.data.records import load_records
 from vlsm_adapter.data.splits import SPLITS
 from vlsm_adapter.errors import ConfigError, DataError, nearest
@@ -21,11 +22,13 @@ class Cases:
         all: every usable case, each with a split.
         skipped: cases left out, with reasons.
         where: the folder or manifest, for messages.
+        division: in words how the cases were divided where not as the data says, e.g. ``"5 % of train, split seed 0"``.
     """
 
     all: list[Record]
     skipped: list[Skipped] = field(default_factory=list)
     where: str = ""
+    division: str = ""
 
     def records(self, split: str) -> list[Record]:
         """The cases of one split, or of ``"all"``.
@@ -50,17 +53,21 @@ def load_cases(
     path: str | Path,
     *,
     prompt: str | None = None,
-    split_seed: int = 0,
-    fractions: Sequence[float] = (0.7, 0.1, 0.2),
+    division: Division | None = None,
     skip_bad: bool = False,
 ) -> Cases:
     """Read a data set: records, splits, header checks.
 
+    Args:
+        path, prompt, skip_bad: as in ``load_records``.
+        division: which case is in which split; by default as the data says.
+
     Raises:
-        DataError, ConfigError: as ``load_records``.
+        DataError, ConfigError: as ``load_records`` and ``Division``.
     """
-    records, skipped = load_records(path, prompt=prompt, split_seed=split_seed, fractions=fractions, skip_bad=skip_bad)
-    return Cases(all=records, skipped=skipped, where=str(path))
+    chosen = division or Division()
+    records, skipped = load_records(path, prompt=prompt, divide=chosen.split, skip_bad=skip_bad)
+    return Cases(chosen.shrink(records), skipped, str(path), str(chosen))
 
 
 def try_all(

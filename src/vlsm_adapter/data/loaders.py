@@ -14,14 +14,20 @@ from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
+import PIL
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
+from vlsm_adapter.data.augmentation import NONE, augment_case, check_augment
 from vlsm_adapter.data.cache import MemoryCache
-from vlsm_adapter.data.images import read_image, read_pair
+from vlsm_adapter.data.disk_cache import DiskCache, Kept
+from vlsm_adapter.data.images import check_same_size, header_size, read_image, read_mask
 from vlsm_adapter.data.prompts import choose_prompt
 from vlsm_adapter.errors import DataError, UserError
 from vlsm_adapter.types import Batch, Record
+
+# Changes when decoding does: entries of a cache on disk are then made anew.
+_DECODER = f"decoded by rules 1 of Pillow {PIL.__version__}"
 
 Tokenize = Callable[[list[str]], tuple[torch.Tensor, torch.Tensor]]
 
@@ -35,6 +41,10 @@ class Preprocess(Protocol):
 
     def resize(self, image: np.ndarray) -> np.ndarray:
         """uint8 (H, W, 3) to uint8 (h, w, 3)."""
+
+    @property
+    def resize_key(self) -> str:
+        """All that ``resize`` depends on, in words; needed for a cache on disk alone."""
 
     def normalize(self, image: np.ndarray) -> torch.Tensor:
         """uint8 (h, w, 3) to float32 (3, h, w)."""
@@ -66,7 +76,9 @@ class CaseDataset(Dataset[Sample]):
         level: prompt level, or ``"random"`` (see ``prompts.choose_prompt``).
         seed: seed of the choice of prompts.
         epoch: None for prompts fixed for ever; a number draws them anew each epoch (``set_epoch``).
-        cache_bytes: bound of the cache of resized images and masks; 0 decodes every time.
+        cache_bytes: bound of the cache of resized images and masks in memory; 0 keeps none there.
+        disk_cache: keeps them on disk as well, for later runs and for loader processes.
+        augment: changes every sample of an epoch, where it is on and ``epoch`` is a number; see ``augmentation``.
 
     Raises:
         DataError: on access, when a file is unusable or a case lacks the level.
@@ -81,6 +93,8 @@ class CaseDataset(Dataset[Sample]):
         seed: int = 0,
         epoch: int | None = None,
         cache_bytes: int = 1 << 30,
+        disk_cache: DiskCache | None = None,
+        augment: str = NONE,
     ) -> None:
         self.records = list(records)
         self.preprocess = preprocess
@@ -88,6 +102,8 @@ class CaseDataset(Dataset[Sample]):
         self.seed = seed
         self.epoch = epoch
         self.cache = MemoryCache(cache_bytes)
+        self.disk_cache = disk_cache
+        self.augment = check_augment(augment)
 
     def set_epoch(self, epoch: int | None) -> None:
         """Draw the prompts of ``epoch`` from now on; None fixes them."""
@@ -104,6 +120,10 @@ class CaseDataset(Dataset[Sample]):
         record = self.records[index]
         prompt = self.prompt(index)
         image, mask = self._resized(record)
+        if self.augment != NONE and self.epoch is not None:
+            image, mask, prompt = augment_case(
+                image, mask, prompt, level=self.augment, case_id=record.case_id, seed=self.seed, epoch=self.epoch
+            )
         return Sample(
             pixel_values=self.preprocess.normalize(image),
             mask=None if mask is None else torch.from_numpy(mask.astype(np.float32)),
@@ -115,16 +135,45 @@ class CaseDataset(Dataset[Sample]):
         kept = self.cache.get(record.case_id)
         if kept is not None:
             return kept[0].copy(), kept[1]
+        image, native = self._load_image(record)
         mask: np.ndarray | None = None
-        if record.mask is None:
-            image = read_image(record.image)
-        else:
-            image, mask = read_pair(record)
-            mask = resize_mask(mask, self.preprocess.size)
-        image = self.preprocess.resize(image)
+        if record.mask is not None:
+            mask, mask_native = self._load_mask(record)
+            check_same_size(record, native[::-1], mask_native[::-1])
         # The cache's own copy is read-only; what is handed out may be changed in place by the model's preprocessing.
         self.cache.put(record.case_id, image.copy(), mask)
         return image, mask
+
+    def _load_image(self, record: Record) -> tuple[np.ndarray, tuple[int, int]]:
+        """The resized image, and the native (H, W)."""
+
+        def make() -> Kept:
+            width, height = header_size(record.image)
+            h, w = self.preprocess.size
+            image = read_image(record.image, at_least=(2 * h, 2 * w))
+            return Kept(self.preprocess.resize(image), (height, width))
+
+        if self.disk_cache is None:
+            kept = make()
+        else:
+            kept = self.disk_cache.load(record.image, f"image {_DECODER} {self.preprocess.resize_key}", make)
+        return kept.array, kept.native
+
+    def _load_mask(self, record: Record) -> tuple[np.ndarray, tuple[int, int]]:
+        """The resized mask, and the native (H, W)."""
+        assert record.mask is not None
+        path, size = record.mask, self.preprocess.size
+
+        def make() -> Kept:
+            mask = read_mask(path, record.mask_value)
+            return Kept(resize_mask(mask, size), (mask.shape[0], mask.shape[1]))
+
+        if self.disk_cache is None:
+            kept = make()
+        else:
+            treatment = f"mask {_DECODER} value {record.mask_value} by area to {size[0]} x {size[1]}"
+            kept = self.disk_cache.load(path, treatment, make)
+        return kept.array, kept.native
 
 
 def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -177,11 +226,12 @@ def collate(samples: Sequence[Sample], tokenize: Tokenize) -> Batch:
             f"case {alone}: has no mask while others of its batch have: keep labelled and unlabelled cases apart"
         )
     return Batch(
-        pixel_values=torch.stack([sample.pixel_values for sample in samples]),
+        # torch's own stacks into shared memory in a loader process: one copy of every batch less.
+        pixel_values=default_collate([sample.pixel_values for sample in samples]),
         input_ids=input_ids,
         attention_mask=attention_mask,
         image_index=torch.arange(len(samples)),
-        masks=torch.stack(masks) if masks else None,
+        masks=default_collate(masks) if masks else None,
         case_ids=tuple(sample.case_id for sample in samples),
         prompts=tuple(prompts),
     )

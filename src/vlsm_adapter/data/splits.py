@@ -11,7 +11,7 @@ import hashlib
 import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from vlsm_adapter.errors import ConfigError, DataError
@@ -23,7 +23,11 @@ SPLITS = ("train", "val", "test")
 
 
 def assign_splits(
-    records: Sequence[Record], fractions: Sequence[float] = (0.7, 0.1, 0.2), seed: int = 0
+    records: Sequence[Record],
+    fractions: Sequence[float] = (0.7, 0.1, 0.2),
+    seed: int = 0,
+    *,
+    shares: Mapping[str, float | None] | None = None,
 ) -> list[Record]:
     """``records`` in their order, each with a split.
 
@@ -34,12 +38,20 @@ def assign_splits(
         records: cases; their own ``split`` is overwritten.
         fractions: parts of train, val and test; none negative, together 1.
         seed: another seed, another split.
+        shares: case id to foreground share (``strata.foreground_shares``): the splits are then alike in foreground size
+            (``strata.stratified_order``). None divides by the hash alone.
 
     Raises:
         ConfigError: ``fractions`` are not three parts of one.
     """
     parts = check_fractions(fractions)
-    split_of = _cut(Counter(unit_of(record) for record in records), parts, seed)
+    sizes = Counter(unit_of(record) for record in records)
+    if shares is None:
+        split_of = _cut(sizes, parts, seed)
+    else:
+        from vlsm_adapter.data.strata import strata_of, stratified_order
+
+        split_of = cut(stratified_order(sizes, strata_of(records, shares), seed), sizes, parts)
     return [replace(record, split=SPLITS[split_of[unit_of(record)]]) for record in records]
 
 
@@ -131,10 +143,24 @@ def place(name: str, seed: int) -> float:
 
 def _cut(sizes: Counter[str], parts: tuple[float, float, float], seed: int) -> dict[str, int]:
     """Unit to 0, 1 or 2: units by place, each in the part that holds the middle of its run of cases."""
-    order = sorted(sizes, key=lambda unit: (place(unit, seed), unit))
-    total = sum(sizes.values())
+    return cut(sorted(sizes, key=lambda unit: (place(unit, seed), unit)), sizes, parts)
+
+
+def cut(order: Sequence[str], sizes: Mapping[str, int], parts: Sequence[float]) -> dict[str, int]:
+    """Cut a line of units at the fractions.
+
+    Args:
+        order: the units as they stand in line.
+        sizes: unit to its number of cases.
+        parts: fractions, together 1; none negative.
+
+    Returns:
+        Unit to the number of the part that holds the middle of its run of cases. Every part above zero gets a unit
+        as long as there are enough.
+    """
+    total = sum(sizes[unit] for unit in order)
     # Parts of size zero are left out here, so that rounding cannot put a unit into one of them.
-    wanted = [index for index in range(3) if parts[index] > 0]
+    wanted = [index for index in range(len(parts)) if parts[index] > 0]
     ends = [sum(parts[: index + 1]) * total for index in wanted]
     of: dict[str, int] = {}
     done = 0
@@ -145,12 +171,13 @@ def _cut(sizes: Counter[str], parts: tuple[float, float, float], seed: int) -> d
     for index in wanted:
         if index not in of.values():
             held = Counter(of.values())
-            givers = [unit for unit in order if held[of[unit]] > 1]
+            givers = [number for number, unit in enumerate(order) if held[of[unit]] > 1]
             if givers:
                 # Whole groups are kept, so the smallest group of the fullest part moves: it changes the proportions least.
-                fullest = max({of[unit] for unit in givers}, key=lambda part: (held[part], -part))
+                fullest = max({of[order[number]] for number in givers}, key=lambda part: (held[part], -part))
                 smallest = min(
-                    (unit for unit in givers if of[unit] == fullest), key=lambda unit: (sizes[unit], -place(unit, seed))
+                    (number for number in givers if of[order[number]] == fullest),
+                    key=lambda number: (sizes[order[number]], -number),
                 )
-                of[smallest] = index
+                of[order[smallest]] = index
     return of

@@ -68,7 +68,7 @@ def summarise(
                 f"case '{score.case_id}' has the metrics {sorted(score.values)}, case '{scores[0].case_id}' has "
                 f"{sorted(names)}: score all cases with the same metrics"
             )
-    labels = _group_labels(scores, groups)
+    labels = group_labels(scores, groups)
     options = {"n_boot": n_boot, "confidence": confidence, "seed": seed}
 
     def describe(chosen: Sequence[int]) -> dict[str, Any]:
@@ -118,11 +118,11 @@ def paired_difference(
     """
     _check_bootstrap(n_boot, confidence)
     about = METRICS.get(metric)
-    pairs = _match(scores_a, scores_b)
+    pairs = matched(scores_a, scores_b)
     for score in (*scores_a, *scores_b):
         if metric not in score.values:
             raise UserError(f"case '{score.case_id}' has no '{metric}', only {sorted(score.values)}: score it again")
-    labels = _group_labels([a for a, _ in pairs], groups)
+    labels = group_labels([a for a, _ in pairs], groups)
 
     def describe(chosen: Sequence[int], unit: str) -> dict[str, Any]:
         values = np.array([(pairs[i][0].values[metric], pairs[i][1].values[metric]) for i in chosen], dtype=np.float64)
@@ -218,7 +218,8 @@ def _mean(values: np.ndarray) -> float | None:
     return float(np.mean(values)) if len(values) else None
 
 
-def _group_labels(scores: Sequence[CaseScore], groups: Mapping[str, str | None] | None) -> list[str]:
+def group_labels(scores: Sequence[CaseScore], groups: Mapping[str, str | None] | None) -> list[str]:
+    """What is resampled as a whole, for each score: its group, or its case with all its prompts."""
     # The prefix keeps a case without a group from joining a group that bears its name.
     labels = []
     for score in scores:
@@ -239,8 +240,12 @@ def _index(scores: Sequence[CaseScore]) -> dict[tuple[str, str], CaseScore]:
     return index
 
 
-def _match(scores_a: Sequence[CaseScore], scores_b: Sequence[CaseScore]) -> list[tuple[CaseScore, CaseScore]]:
-    """The two scores of each case, in the order of ``scores_a``."""
+def matched(scores_a: Sequence[CaseScore], scores_b: Sequence[CaseScore]) -> list[tuple[CaseScore, CaseScore]]:
+    """The two scores of each case, in the order of ``scores_a``.
+
+    Raises:
+        UserError: the two do not hold the same cases, one is scored twice, or in another unit.
+    """
     index_a, index_b = _index(scores_a), _index(scores_b)
     one_prompt = all(len({score.case_id for score in scores}) == len(scores) for scores in (scores_a, scores_b))
     keyed_a, keyed_b = (

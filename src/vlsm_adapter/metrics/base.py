@@ -29,12 +29,14 @@ class MaskPair:
         pred, truth: bool arrays of one shape, (H, W) or any number of axes.
         spacing: pixel size per axis in mm, or None: distances are then in pixels.
         nsd_tolerance: the tolerance of NSD, in mm where the spacing is known, else in pixels.
+        probability: float array of their shape, the probability of foreground before the threshold, or None.
     """
 
     pred: np.ndarray
     truth: np.ndarray
     spacing: tuple[float, ...] | None = None
     nsd_tolerance: float = DEFAULT_NSD_TOLERANCE
+    probability: np.ndarray | None = None
 
     @classmethod
     def of(
@@ -44,12 +46,13 @@ class MaskPair:
         *,
         spacing: Sequence[float] | None = None,
         nsd_tolerance: float = DEFAULT_NSD_TOLERANCE,
+        probability: Any = None,
     ) -> MaskPair:
         """Check and pair two masks (bool, or numbers that are all 0 or 1; anything ``np.asarray`` takes).
 
         Raises:
-            DataError: the shapes differ, a mask has no pixels or holds something else than 0 and 1, or the spacing
-                is not one positive number per axis.
+            DataError: the shapes differ, a mask has no pixels or holds something else than 0 and 1, a probability is not
+                from 0 to 1, or the spacing is not one positive number per axis.
             ConfigError: the tolerance is not a finite number >= 0.
         """
         pred_mask, truth_mask = _as_mask(pred, "predicted"), _as_mask(truth, "true")
@@ -58,7 +61,13 @@ class MaskPair:
                 f"the predicted mask has shape {pred_mask.shape}, the true mask {truth_mask.shape}: "
                 "they must be equal; resize the logits to the size of the true mask, then threshold"
             )
-        return cls(pred_mask, truth_mask, _as_spacing(spacing, pred_mask.ndim), _as_tolerance(nsd_tolerance))
+        chances = None if probability is None else _as_probability(probability)
+        if chances is not None and chances.shape != truth_mask.shape:
+            raise DataError(
+                f"the probability has shape {chances.shape}, the true mask {truth_mask.shape}: "
+                "they must be equal; resize the logits to the size of the true mask"
+            )
+        return cls(pred_mask, truth_mask, _as_spacing(spacing, pred_mask.ndim), _as_tolerance(nsd_tolerance), chances)
 
     @property
     def unit(self) -> str:
@@ -79,6 +88,17 @@ class MaskPair:
     def intersection(self) -> int:
         """Pixels that are foreground in both masks."""
         return int(np.count_nonzero(self.pred & self.truth)) if self.pred_area and self.truth_area else 0
+
+    @property
+    def required_probability(self) -> np.ndarray:
+        """The probability of foreground, for the metrics that need it.
+
+        Raises:
+            ConfigError: none was given.
+        """
+        if self.probability is None:
+            raise ConfigError("calibration needs the probability of foreground, not only a mask: give probability=")
+        return self.probability
 
     @property
     def emptiness(self) -> Emptiness:
@@ -109,6 +129,7 @@ class Metric:
         higher_is_better: the direction of better.
         unit: ``"ratio"`` (0 to 1) or ``"distance"`` (in `MaskPair.unit`).
         compute: from a pair of masks to a finite number, empty masks included.
+        needs_probability: whether it measures the probability of foreground and not the mask alone.
     """
 
     name: str
@@ -116,18 +137,24 @@ class Metric:
     higher_is_better: bool
     unit: Literal["ratio", "distance"]
     compute: Callable[[MaskPair], float]
+    needs_probability: bool = False
 
 
 METRICS: Registry[Metric] = Registry("metric")
 
 
 def metric(
-    name: str, *, display_name: str, higher_is_better: bool, unit: Literal["ratio", "distance"] = "ratio"
+    name: str,
+    *,
+    display_name: str,
+    higher_is_better: bool,
+    unit: Literal["ratio", "distance"] = "ratio",
+    needs_probability: bool = False,
 ) -> Callable[[Callable[[MaskPair], float]], Callable[[MaskPair], float]]:
     """Decorator that registers a function of a `MaskPair` as the metric ``name``."""
 
     def add(compute: Callable[[MaskPair], float]) -> Callable[[MaskPair], float]:
-        METRICS.register(name)(Metric(name, display_name, higher_is_better, unit, compute))
+        METRICS.register(name)(Metric(name, display_name, higher_is_better, unit, compute, needs_probability))
         return compute
 
     return add
@@ -148,6 +175,24 @@ def _as_mask(value: Any, which: str) -> np.ndarray:
         fix = "threshold it first" if mask.dtype.kind == "f" else "compare it with the label's value first"
         raise DataError(f"the {which} mask holds {found:g}: masks are bool, or numbers that are all 0 or 1; {fix}")
     return foreground
+
+
+def _as_probability(value: Any) -> np.ndarray:
+    """``value`` as a float array of probabilities; float32 and float64 are kept as they are.
+
+    Raises:
+        DataError: it holds something else than numbers from 0 to 1.
+    """
+    chances = np.asarray(value)
+    if chances.dtype.kind not in "fiub":
+        raise DataError(f"the probability has dtype {chances.dtype}: give numbers from 0 to 1")
+    if chances.dtype not in (np.float32, np.float64):
+        chances = chances.astype(np.float64)
+    # Written so that NaN fails.
+    if chances.size and not (chances.min() >= 0 and chances.max() <= 1):
+        wrong = chances[~((chances >= 0) & (chances <= 1))][0]
+        raise DataError(f"the probability holds {wrong:g}: it must be from 0 to 1; apply the sigmoid to logits")
+    return chances
 
 
 def _as_spacing(value: Sequence[float] | None, ndim: int) -> tuple[float, ...] | None:

@@ -226,6 +226,6 @@ def test_real_scores_go_all_the_way() -> None:
     rng = np.random.default_rng(5)
     pairs = [(rng.random((12, 9)) < 0.5, rng.random((12, 9)) < 0.5) for _ in range(8)]
     found = summarise([score_case(p, t, case_id=str(i), prompt="polyp") for i, (p, t) in enumerate(pairs)])
-    assert list(found["metrics"]) == ["dice", "iou", "hd95", "nsd"]
+    assert list(found["metrics"]) == ["dice", "iou", "hd95", "nsd", "precision", "recall"]
     assert all(found["metrics"][name]["mean"] > 0 for name in found["metrics"])
     json.dumps(found, allow_nan=False)

@@ -102,8 +102,8 @@ def test_registry_names_direction_and_unit() -> None:
 @given(arrays(bool, (7, 5)), arrays(bool, (7, 5)), st.sampled_from([None, (0.5, 2.0)]))
 def test_contract_of_every_metric(pred: np.ndarray, truth: np.ndarray, spacing: tuple[float, float] | None) -> None:
     """Finite for every pair, best for equal masks, never worse for the truth than for a prediction."""
-    found = score_case(pred, truth, case_id="a", prompt="p", spacing=spacing).values
-    best = score_case(truth, truth, case_id="a", prompt="p", spacing=spacing).values
+    found = score_case(pred, truth, case_id="a", prompt="p", spacing=spacing, probability=pred * 0.8).values
+    best = score_case(truth, truth, case_id="a", prompt="p", spacing=spacing, probability=truth).values
     for name in METRICS:
         assert isinstance(found[name], float)
         assert np.isfinite(found[name])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vlsm_adapter.errors import ConfigError, DataError
-from vlsm_adapter.metrics import dice, hd95, iou, nsd, score_case
+from vlsm_adapter.metrics import dice, hd95, iou, nsd, precision, recall, score_case
 
 EMPTY = np.zeros((6, 8), dtype=bool)
 LESION = EMPTY.copy()
@@ -25,7 +25,8 @@ SHIFTED = np.roll(LESION, 2, axis=1)
 def test_empty_rule(pred: np.ndarray, truth: np.ndarray, emptiness: str, overlap: float, distance: float) -> None:
     score = score_case(pred, truth, case_id="c", prompt="polyp")
     assert score.emptiness == emptiness
-    assert score.values == {"dice": overlap, "iou": overlap, "hd95": distance, "nsd": overlap}
+    ratios = dict.fromkeys(("dice", "iou", "nsd", "precision", "recall"), overlap)
+    assert score.values == {**ratios, "hd95": distance}
     assert (score.truth_area, score.predicted_area) == (int(truth.sum()), int(pred.sum()))
 
 
@@ -51,6 +52,8 @@ def test_values_are_those_of_the_functions() -> None:
         "iou": iou(SHIFTED, LESION),
         "hd95": hd95(SHIFTED, LESION, spacing),
         "nsd": nsd(SHIFTED, LESION, 1.0, spacing),
+        "precision": precision(SHIFTED, LESION),
+        "recall": recall(SHIFTED, LESION),
     }
     assert score.row()["hd95"] == score.values["hd95"]
 
