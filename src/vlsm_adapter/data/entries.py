@@ -209,6 +209,15 @@ class Entry:
             self.fail("mask_value", f"{shown(value)}; give a whole number from 0 to 16777215")
         return value
 
+    def leak_free(self) -> tuple[str, ...] | None:
+        """The levels whose words were not drawn from the mask, or None where the field is absent."""
+        value = self.values.get("leak_free")
+        if value is None:
+            return None
+        if not isinstance(value, list) or not all(isinstance(level, str) and _LEVEL.match(level) for level in value):
+            self.fail("leak_free", f'{shown(value)}; give a list of prompt levels such as ["p1"]')
+        return tuple(dict.fromkeys(value))
+
     def prompts(self) -> dict[str, tuple[str, ...]]:
         """``prompts`` (level to text or texts) and ``text`` (short for level p1); empty levels are left out.
 

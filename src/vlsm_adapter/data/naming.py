@@ -72,6 +72,7 @@ def finish(
                 spacing=draft.spacing,
                 mask_value=draft.mask_value,
                 dataset=dataset,
+                leak_free=draft.leak_free,
             )
         )
     names.warn(dataset)

@@ -59,19 +59,19 @@ def choose_prompt(record: Record, level: str, *, seed: int = 0, epoch: int | Non
             raise DataError(
                 f"case {record.case_id}: has no level p1 to p9 to draw from; it has: {', '.join(levels(record))}"
             )
-        chosen = numbered[_draw(len(numbered), record.case_id, "level", seed, epoch)]
+        chosen = numbered[draw(len(numbered), record.case_id, "level", seed, epoch)]
     texts = record.prompts.get(chosen, ())
     if not texts:
         raise DataError(
             f"case {record.case_id}: has no prompt level '{level}'; it has: {', '.join(levels(record))} (or 'random')"
         )
-    return texts[_draw(len(texts), record.case_id, chosen, seed, epoch)]
+    return texts[draw(len(texts), record.case_id, chosen, seed, epoch)]
 
 
 def leaks(level: str, available: Collection[str] | None = None) -> bool:
     """Whether the words of a level may have been drawn from the ground-truth mask.
 
-    Leak-free are p0 (empty), p1 (class name) and p7 where the data has p8 or p9: there p7 is the class and a general
+    Of data that declares nothing; see ``leaks_in``. Leak-free are p0 (empty), p1 (class name) and p7 where the data has p8 or p9: there p7 is the class and a general
     description of it. In sets whose levels end at p7 (CAMUS) p7 adds the shape of the mask. Every other level,
     ``random`` and names of a user's own count as leaking. That p1 can still say that there is nothing to find is
     counted by ``reveals_emptiness``.
@@ -83,6 +83,20 @@ def leaks(level: str, available: Collection[str] | None = None) -> bool:
     if level in (EMPTY, "p1"):
         return False
     return not (level == "p7" and (available is None or "p8" in available or "p9" in available))
+
+
+def leaks_in(level: str, records: Iterable[Record]) -> bool:
+    """Whether the words of a level may have been drawn from the masks of these cases.
+
+    Where every case declares its leak-free levels (a file of ``vlsm prompts``, a manifest's ``leak_free``) the
+    declaration counts, and p0 is free of leaks in any case; else the rule of ``leaks`` over the levels there are.
+    """
+    records = list(records)
+    if level == EMPTY:
+        return False
+    if records and all(record.leak_free is not None for record in records):
+        return any(level not in (record.leak_free or ()) for record in records)
+    return leaks(level, {name for record in records for name in levels(record)})
 
 
 def reveals_emptiness(records: Sequence[Record], level: str) -> list[str]:
@@ -99,7 +113,7 @@ def reveals_emptiness(records: Sequence[Record], level: str) -> list[str]:
     return found
 
 
-def _draw(count: int, *key: str | int | None) -> int:
+def draw(count: int, *key: str | int | None) -> int:
     """A number below ``count`` that depends on ``key`` alone."""
     if count == 1:
         return 0

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms
+from PIL import Image
 from scipy import ndimage
 
 from vlsm_adapter.data.phantoms import MODALITIES, make_phantom, write, write_phantoms
@@ -98,20 +98,21 @@ def measured_position(region: np.ndarray) -> str:
 
 
 def lab(colour) -> np.ndarray:
-    srgb, target = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB", 6504)
-    pixel = Image.new("RGB", (1, 1), tuple(round(c) for c in colour))
-    light, a, b = ImageCms.applyTransform(
-        pixel, ImageCms.buildTransform(srgb, target, "RGB", "LAB", renderingIntent=1)
-    ).getpixel((0, 0))
-    return np.array([light * 100 / 255, a - 256 if a > 127 else a, b - 256 if b > 127 else b], float)
+    """CIE 1976 L*a*b* by the definitions of CIE 15, from the chromaticities of sRGB's primaries and of D65."""
+    columns = np.array([(x / y, 1, (1 - x - y) / y) for x, y in ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06))]).T
+    white = np.array((0.3127 / 0.3290, 1, (1 - 0.3127 - 0.3290) / 0.3290))
+    matrix = columns * np.linalg.solve(columns, white)
+    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in np.array(colour) / 255]
+    x, y, z = (t ** (1 / 3) if t > (6 / 29) ** 3 else t / (3 * (6 / 29) ** 2) + 4 / 29 for t in matrix @ linear / white)
+    return np.array((116 * y - 16, 500 * (x - y), 200 * (y - z)))
 
 
 def assert_colour_holds(word: str, region: np.ndarray, image: np.ndarray, modality: str) -> None:
     if modality in PALETTES:
         here = lab(image[region].mean(axis=0))
         distances = [(float(np.linalg.norm(lab(colour) - here)), name) for name, colour in PALETTES[modality]]
-        # The colour library answers in whole units, so a near tie may fall either way.
-        assert word in {name for distance, name in distances if distance <= min(distances)[0] + 3}
+        assert word == min(distances)[1]
+        assert min(distance for distance, name in distances if name != word) >= min(distances)[0] + 2.9
     else:
         wide = ndimage.distance_transform_edt(~region)
         ring = (wide > 3) & (wide <= 10)
@@ -120,9 +121,8 @@ def assert_colour_holds(word: str, region: np.ndarray, image: np.ndarray, modali
         assert (difference <= -4) if word == "dark" else (difference >= 4)
 
 
-# Known counterexample: dermoscopy, seed 10880, index 10880, 114 x 64 pixels is called gray where the independent reading
-# of its colour says brown (a lesion of few pixels between the two); the same examples are drawn each time until mended.
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None)
+@example(case=("dermoscopy", 10880, 10880), size=(114, 64))  # gray and brown are both near: nothing is said
 @given(case=cases, size=small_sizes)
 def test_prompts_are_true_of_the_mask(case, size):
     modality, seed, index = case

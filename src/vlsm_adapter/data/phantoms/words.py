@@ -9,9 +9,9 @@ word       true when
 round      the lesion covers its ellipse of equal second moments with IoU >= 0.88, long axis <= 1.25 x short axis
 oval       the same IoU, long axis longer than that
 irregular  IoU below 0.88
-colour     colour pictures: the nearest of the modality's reference colours (CIE 1976 L*a*b*) to the lesion's mean;
-           ultrasound "dark", radiograph "bright": the mean is at least 4 grey levels below, or above, that of the
-           tissue 3 to 10 px around; otherwise nothing is said
+colour     colour pictures: the nearest of the modality's reference colours (CIE 1976 L*a*b*) to the lesion's mean, 3
+           Delta E*ab before that of any other name; ultrasound "dark", radiograph "bright": the mean is at least 4
+           grey levels below, or above, that of the tissue 3 to 10 px around; otherwise nothing is said
 small      area below 2.5 % of the image
 medium     2.5 % to 10 %
 large      10 % and more
@@ -29,18 +29,18 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+
+from vlsm_adapter.data.describing.colours import Palette, contrast, nearest_word
+from vlsm_adapter.data.describing.measure import LARGE_FROM, NUMBERS, SMALL_BELOW, Moments, grid_word, overlap
 
 ROUND_IOU = 0.88
 ROUND_AXIS_RATIO = 1.25
-SMALL_BELOW = 0.025
-LARGE_FROM = 0.10
 GREY_DIFFERENCE = 4.0
-NUMBERS = ("no", "one", "two", "three")
+COLOUR_MARGIN = 3.0
 
 _GREY_WORDS = {"ultrasound": ("dark", -1), "radiograph": ("bright", 1)}
 #: Reference colours as sRGB (0 to 255); several may share a word.
-PALETTES: Mapping[str, Sequence[tuple[str, tuple[int, int, int]]]] = {
+PALETTES: Mapping[str, Palette] = {
     "dermoscopy": (
         ("black", (54, 38, 35)),
         ("brown", (92, 55, 42)),
@@ -83,72 +83,33 @@ class Lesion:
 
 def describe(mask: NDArray[np.bool_], image: NDArray[np.uint8], modality: str) -> Lesion:
     """Measure one lesion: ``mask`` bool (H, W) not empty, ``image`` uint8 (H, W) or (H, W, 3)."""
-    rows, columns = np.nonzero(mask)
+    moments = Moments.of(mask)
     height, width = mask.shape
-    centre = float(rows.mean()), float(columns.mean())
-    area = len(rows)
-    share = area / mask.size
-    size = "small" if share < SMALL_BELOW else "large" if share >= LARGE_FROM else "medium"
+    share = moments.area / mask.size
+    position = grid_word((moments.row + 0.5) / height, (moments.column + 0.5) / width)
+    assert position is not None  # without a margin every place has its word
     return Lesion(
-        centre=centre,
-        area=area,
-        shape=_shape(mask, rows, columns),
+        centre=(moments.row, moments.column),
+        area=moments.area,
+        shape=_shape(mask, moments),
         colour=_colour(mask, image, modality),
-        size=size,
-        position=_position((centre[0] + 0.5) / height, (centre[1] + 0.5) / width),
+        size="small" if share < SMALL_BELOW else "large" if share >= LARGE_FROM else "medium",
+        position=position,
     )
 
 
-def _shape(mask: NDArray[np.bool_], rows: NDArray[np.intp], columns: NDArray[np.intp]) -> str:
-    down, across = rows - rows.mean(), columns - columns.mean()
-    # 1/12 is the second moment of a pixel's own square.
-    a, b, c = float(np.mean(down**2)) + 1 / 12, float(np.mean(down * across)), float(np.mean(across**2)) + 1 / 12
-    middle, half = (a + c) / 2, float(np.hypot((a - c) / 2, b))
-    long, short = middle + half, max(middle - half, 1e-9)
-    # The ellipse of equal second moments: x' S^-1 x <= 4, written out for the 2 x 2 matrix S.
-    grid_rows, grid_columns = np.ogrid[: mask.shape[0], : mask.shape[1]]
-    y, x = grid_rows - rows.mean(), grid_columns - columns.mean()
-    ellipse = (c * y * y - 2 * b * y * x + a * x * x) <= 4 * (a * c - b * b)
-    iou = np.count_nonzero(mask & ellipse) / np.count_nonzero(mask | ellipse)
-    if iou < ROUND_IOU:
+def _shape(mask: NDArray[np.bool_], moments: Moments) -> str:
+    if overlap(mask, moments.ellipse(mask.shape[0], mask.shape[1])) < ROUND_IOU:
         return "irregular"
-    return "round" if np.sqrt(long / short) <= ROUND_AXIS_RATIO else "oval"
-
-
-def _position(down: float, across: float) -> str:
-    vertical = "top" if down < 1 / 3 else "bottom" if down > 2 / 3 else ""
-    horizontal = "left" if across < 1 / 3 else "right" if across > 2 / 3 else ""
-    return f"{vertical} {horizontal}".strip() or "center"
+    return "round" if moments.axis_ratio <= ROUND_AXIS_RATIO else "oval"
 
 
 def _colour(mask: NDArray[np.bool_], image: NDArray[np.uint8], modality: str) -> str:
     if modality in PALETTES:
-        mean = image[mask].mean(axis=0)
-        references = PALETTES[modality]
-        points = _lab(np.array([mean, *(colour for _, colour in references)], np.float64))
-        return references[int(np.argmin(np.linalg.norm(points[1:] - points[0], axis=1)))][0]
+        return nearest_word(image[mask].mean(axis=0), PALETTES[modality], margin=COLOUR_MARGIN) or ""
     grey = image if image.ndim == 2 else image[..., 0]
-    box = tuple(
-        slice(max(part.start - 10, 0), part.stop + 10) for part in ndimage.find_objects(mask.astype(np.uint8))[0]
-    )
-    inner, grey = mask[box], grey[box]
-    distance = ndimage.distance_transform_edt(~inner)
-    around = (distance > 3) & (distance <= 10)
-    difference = float(grey[inner].mean()) - float(grey[around].mean()) if around.any() else 0.0
     word, sign = _GREY_WORDS[modality]
-    return word if sign * difference >= GREY_DIFFERENCE else ""
-
-
-def _lab(colours: NDArray[np.float64]) -> NDArray[np.float64]:
-    """sRGB (N, 3) in 0 to 255 to CIE 1976 L*a*b*, white point D65 (IEC 61966-2-1, CIE 15)."""
-    value = colours / 255
-    linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
-    red, green, blue = linear[:, 0], linear[:, 1], linear[:, 2]
-    x = (0.4124 * red + 0.3576 * green + 0.1805 * blue) / 0.95047
-    y = 0.2126 * red + 0.7152 * green + 0.0722 * blue
-    z = (0.0193 * red + 0.1192 * green + 0.9505 * blue) / 1.08883
-    fx, fy, fz = (np.where(t > 216 / 24389, np.cbrt(t), (24389 / 27 * t + 16) / 116) for t in (x, y, z))
-    return np.stack([116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)], axis=1)
+    return word if sign * (contrast(mask, grey, inner=3, outer=10) or 0.0) >= GREY_DIFFERENCE else ""
 
 
 def prompts(lesions: Sequence[Lesion], noun: str, plural: str) -> dict[str, tuple[str, ...]]:

@@ -17,7 +17,7 @@ from vlsm_adapter.data.splits import SPLITS
 from vlsm_adapter.errors import ConfigError, DataError
 from vlsm_adapter.files import atomic_path, write_json
 
-GENERATOR_VERSION = 1  # raised whenever the same arguments give other pictures
+GENERATOR_VERSION = 2  # raised whenever the same arguments give other pictures or words
 _NOTE = "dataset.json"
 
 

@@ -1,0 +1,48 @@
+"""What ``vlsm prompts`` prints: the prompts of a case with what was measured, and the tally of a data set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+from vlsm_adapter.data.describing.measure import NUMBERS, Words
+from vlsm_adapter.data.describing.phrases import LEAK_FREE
+from vlsm_adapter.data.describing.write import Described, Tally
+
+
+def shown_prompts(case: Described, levels: Sequence[str]) -> str:
+    """The case, what was measured, and a line for every text of the levels."""
+    prompts = (
+        f"  {level}{'      ' if level in LEAK_FREE else ' leaks'}  {text}"
+        for level in levels
+        for text in case.prompts.get(level, ())
+    )
+    return "\n".join([f"{case.record.case_id}: {_measured(case.words)}", *prompts])
+
+
+def _measured(words: Words) -> str:
+    if words.empty:
+        return "empty mask"
+    number = "?" if words.number is None else NUMBERS[words.number]
+    said = {
+        "number": number,
+        "shape": words.shape or "?",
+        "colour": words.colour or "?",
+        "size": words.size or "?",
+        "position": ", ".join(words.positions) or "?",
+    }
+    specks = f", {words.specks} speck{'' if words.specks == 1 else 's'} passed over" if words.specks else ""
+    return ", ".join(f"{name} {word}" for name, word in said.items()) + specks
+
+
+def told(tally: Tally, out: str | os.PathLike[str]) -> Iterator[str]:
+    """The lines that end the command."""
+    yield from (f"  {line}" for line in tally.lines())
+    if tally.empty:
+        yield f'  empty masks: {tally.empty}; p1 and p7 name the class all the same, p5 and later say "no ..."'
+    if tally.undescribed:
+        names = ", ".join(tally.undescribed[:5]) + (", ..." if len(tally.undescribed) > 5 else "")
+        yield f"  no description, so no p7, p8, p9: {names}; add it to a file for --classes"
+    for case in tally.skipped:
+        yield f"  left out: {case.reason}"
+    yield f"prompts of {tally.cases} cases: {out} (p1 and p7 are leak-free)\nnext: vlsm train --data {out} --level random"
