@@ -27,7 +27,16 @@ MAY_IMPORT = {
     "losses": FOUNDATIONS,
 }
 HEAVY = {"torch", "transformers", "peft", "scipy", "matplotlib", "numpy", "PIL", "lightning_fabric", "tensorboard"}
-LIGHT = ("__init__.py", "errors.py", "files.py", "registry.py", "types.py", "models/__init__.py", "cli.py")
+LIGHT = (
+    "__init__.py",
+    "errors.py",
+    "files.py",
+    "registry.py",
+    "types.py",
+    "models/__init__.py",
+    "cli.py",
+    "cli_data.py",
+)
 
 
 def package_of(path: Path) -> str:

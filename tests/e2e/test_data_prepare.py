@@ -114,7 +114,13 @@ def test_ctrl_c_can_be_gone_on_from(miniatures: ModuleType, tmp_path: Path) -> N
         "--out",
         str(out),
     ]
-    process = subprocess.Popen([*command, "--jobs", "1"], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, "--jobs", "1"],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run that was started in the background ignores Ctrl-C, and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     journal = out / "records.jsonl.partial"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and (not journal.is_file() or len(journal.read_text().splitlines()) < 5):
