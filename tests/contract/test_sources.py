@@ -149,6 +149,12 @@ def test_published_split_and_prompts_are_joined(name: str, miniatures: ModuleTyp
     rows = rows_of(tmp_path / "out")
     assert {row["case_id"]: row["split"] for row in rows} == wanted
     assert all(row["prompts"]["p1"].startswith("text ") for row in rows)
+    declared = None if source.leak_free is None else list(source.leak_free)
+    assert all(row.get("leak_free") == declared for row in rows)
+
+
+def test_camus_words_of_the_patient_record_do_not_leak() -> None:
+    assert SOURCES.get("camus").leak_free == ("p1", "p2", "p3", "p4", "p5", "p6")  # p7 adds the shape of the mask
 
 
 @every_source

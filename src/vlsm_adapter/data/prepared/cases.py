@@ -32,6 +32,7 @@ class RawCase:
             the pixels, uint8 or uint16 (H, W) or uint8 (H, W, 3), written as PNG.
         mask: makes the mask, bool (H, W), at the upright image's own size. May raise DataError: a bad case.
         prompts: level to texts, ``{"p1": ("polyp",)}``; at least one level besides p0, which is added.
+        leak_free: levels known not to be drawn from the mask, where that is not as usual (``data.prompts.leaks``).
         group: patient, video sequence, ...: what a split must not divide.
         split: ``"train"``, ``"val"``, ``"test"`` or None.
         spacing: (row, column) in mm per pixel.
@@ -45,6 +46,7 @@ class RawCase:
     image: ImageFile | Callable[[], npt.NDArray[Any]]
     mask: Callable[[], npt.NDArray[np.bool_]]
     prompts: Mapping[str, tuple[str, ...]]
+    leak_free: tuple[str, ...] | None = None
     group: str | None = None
     split: str | None = None
     spacing: tuple[float, float] | None = None

@@ -155,6 +155,7 @@ def _row(case: RawCase, stored: Stored) -> dict[str, Any]:
         "prompts": {level: texts[0] if len(texts) == 1 else list(texts) for level, texts in prompts.items()},
     }
     optional = {
+        "leak_free": list(case.leak_free) if case.leak_free is not None else None,
         "split": case.split,
         "group": case.group,
         "spacing": list(case.spacing) if case.spacing is not None else None,

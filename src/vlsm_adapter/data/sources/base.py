@@ -49,6 +49,7 @@ class Source:
         variants: name to meaning, the first is the default; empty where there is one way to read the set.
         published: from a case to the name of its mask (with folder, without ending) in the published annotations, and
             the splits in which that name means this case.
+        leak_free: levels of the published prompts that are not drawn from the mask, where that is not as usual.
         notes: for the card: what a user must know.
     """
 
@@ -66,6 +67,7 @@ class Source:
     splits: str = ""
     variants: Mapping[str, str] = field(default_factory=dict)
     published: Callable[[RawCase], tuple[str, tuple[str, ...]]] = lambda case: (case.case_id, SPLITS)
+    leak_free: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
 
 

@@ -221,6 +221,8 @@ SOURCE = add(
         layout=_LAYOUT,
         read=_read,
         groups="patient (500)",
+        # View, phase, sex, age and image quality come from the patient's record; p7 adds the shape of the mask.
+        leak_free=("p1", "p2", "p3", "p4", "p5", "p6"),
         splits="train, val and test by the lists of subgroups (NIfTI); train and test by folder (MHD)",
         published=_published,
         notes=("Spacing is the file's own, in mm; in the first release rows and columns differ.",),
