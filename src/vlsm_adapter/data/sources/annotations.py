@@ -104,7 +104,9 @@ def join(
             joined.add((name, split))
             case_id = case.case_id if number == 0 else f"{case.case_id}__{split}"
             image_id = case.image_id if case.image_id is not None else case.case_id
-            yield replace(case, case_id=case_id, image_id=image_id, split=split, prompts=prompts, leak_free=source.leak_free)
+            yield replace(
+                case, case_id=case_id, image_id=image_id, split=split, prompts=prompts, leak_free=source.leak_free
+            )
         if not found and "train" in annotations.missing and "train" in allowed:
             own += 1
             yield replace(case, split="train", leak_free=None if source.leak_free is None else tuple(case.prompts))
