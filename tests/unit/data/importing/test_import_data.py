@@ -67,9 +67,9 @@ def test_every_format_takes_options_that_exist() -> None:
 def test_every_option_of_the_command_is_known() -> None:
     import inspect
 
-    from vlsm_adapter import cli
+    from vlsm_adapter import cli_data
 
-    body = inspect.getsource(cli.data_import)
+    body = inspect.getsource(cli_data.data_import)
     assert set(re.findall(r'^        "(\w+)": \w+,$', body, re.MULTILINE)) == set(Options.__dataclass_fields__)
 
 
