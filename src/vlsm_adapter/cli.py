@@ -1,6 +1,7 @@
 """The command ``vlsm``: each verb parses its options, then calls one function.
 
-Exit codes: 0 done; 2 something the user gave is wrong, in one line; 130 stopped by Ctrl-C, resumable; 1 our fault.
+Exit codes: 0 done; 2 something the user gave is wrong, in one line; 3 ``data check`` found something; 130 stopped by
+Ctrl-C, resumable; 1 our fault.
 Nothing heavy is imported before a verb runs, so that ``vlsm --help`` answers at once.
 """
 
@@ -103,6 +104,13 @@ def evaluate(
     model: Annotated[
         str | None, typer.Option(help="Where RUN's base model is now; without RUN: a base model alone, on --data.")
     ] = None,
+    split_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Without RUN: splits in place of the data's own.")
+    ] = None,
+    fold: Annotated[str | None, typer.Option(metavar="K/N", help="Without RUN: this fold is the test split.")] = None,
+    split_seed: Annotated[
+        int | None, typer.Option(help="Without RUN: of folds, and of splits that the data does not say.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Where to write.")] = None,
     probes: Annotated[
         bool, typer.Option("--probes", help="Also ask all levels, false, swapped, absent, no and other words.")
@@ -130,9 +138,14 @@ def evaluate(
         "console": console,
     }
     if run is not None:
+        if split_file is not None or fold is not None or split_seed is not None:
+            raise UserError(
+                f"--split-file, --fold and --split-seed are for a base model alone: {run} keeps the division it was trained "
+                "on; leave them out, or give --model NAME --data DIR instead of RUN"
+            )
         folder = evaluate_run(run, zero_shot=zero_shot, data=data, base=model, **common)
     elif model is not None and data is not None:
-        folder = evaluate_model(model, data, **common)
+        folder = evaluate_model(model, data, split_file=split_file, fold=fold, split_seed=split_seed or 0, **common)
     else:
         raise UserError("give a run folder, or a base model and data: vlsm evaluate RUN, or --model NAME --data DIR")
     console.say(f"report: {folder / 'report.md'}")

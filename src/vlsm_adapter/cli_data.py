@@ -7,6 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+#: Exit code of ``data check`` where it finds something; 2 is for what the user gave wrong, as everywhere.
+FINDINGS = 3
+
 data_app = typer.Typer(
     help="Look at data sets, check and split them, import your own, prepare public ones, make phantom ones.",
     no_args_is_help=True,
@@ -53,7 +56,10 @@ def data_check(
         typer.Option("--out", "-o", metavar="DIR", help="Write a page with pictures and all findings there."),
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Class name, for data without prompts.")] = None,
-    fail_on: Annotated[str, typer.Option(help="Exit with 2 from this severity on: error, warning or never.")] = "error",
+    groups: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write which cases are copies of each other, for 'data split'.")
+    ] = None,
+    fail_on: Annotated[str, typer.Option(help="Exit with 3 from this severity on: error, warning or never.")] = "error",
     as_json: Annotated[bool, typer.Option("--json", help="Print all findings as JSON.")] = False,
     workers: Annotated[int | None, typer.Option(help="Threads; by default one for each processor.", min=1)] = None,
     quiet: Quiet = False,
@@ -62,19 +68,25 @@ def data_check(
     import json
 
     from vlsm_adapter.console import Console, show_log
-    from vlsm_adapter.data.audit import check_data, write_audit
+    from vlsm_adapter.data.audit import check_data, write_audit, write_groups
     from vlsm_adapter.data.audit.findings import fails
+    from vlsm_adapter.data.group_files import check_target
 
     show_log(quiet=quiet)
     console = Console(quiet=quiet)
     fails((), fail_on)  # a wrong level is said before thousands of files are read
+    if groups is not None:
+        check_target(groups)
     audit = check_data(path, prompt=prompt, thumbnails=out is not None, workers=workers, bar=console.bar)
     page = write_audit(audit, out) if out is not None else None
+    count = write_groups(audit, groups) if groups is not None else 0
     typer.echo(json.dumps(audit.to_json(), indent=2, ensure_ascii=False) if as_json else "\n".join(audit.lines()))
     if page is not None:
         console.say(f"page: {page}")
+    if groups is not None:
+        console.say(f"groups: {groups}, {count} of copies; vlsm data split --groups keeps them together")
     if fails(audit.findings, fail_on):
-        raise typer.Exit(2)
+        raise typer.Exit(FINDINGS)
 
 
 @data_app.command("split")
@@ -86,6 +98,9 @@ def data_split(
         tuple[float, float, float] | None, typer.Option(metavar="TRAIN VAL TEST", help="Parts, e.g. 0.7 0.1 0.2.")
     ] = None,
     subset: Annotated[list[str] | None, typer.Option(help="Few-shot part of train, 5% or 20; repeat for more.")] = None,
+    groups: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also keep these whole; 'data check --groups' writes copies.")
+    ] = None,
     stratify: Annotated[str, typer.Option(help="By foreground 'size', or 'none'.")] = "size",
     seed: Annotated[int, typer.Option(help="Another seed, another division.")] = 0,
     prompt: Annotated[str | None, typer.Option(help="Class name, for data without prompts.")] = None,
@@ -94,23 +109,28 @@ def data_split(
 ) -> None:
     """Write split files (for data.split_file): whole groups, alike in foreground size, subsets nested."""
     from vlsm_adapter.console import Console, show_log
-    from vlsm_adapter.data.cases import load_cases
+    from vlsm_adapter.data.cases import load_undivided
     from vlsm_adapter.data.division import check_stratify
+    from vlsm_adapter.data.group_files import read_group_file
     from vlsm_adapter.data.split_files import write_splits
 
     show_log(quiet=quiet)
     console = Console(quiet=quiet)
     stratified = check_stratify(stratify)
-    cases = load_cases(path, prompt=prompt, skip_bad=bool(skip_bad))
-    with console.bar("reading masks", len(cases.all)) as advance:
+    together = None if groups is None else read_group_file(groups)
+    records, left_out = load_undivided(path, prompt=prompt, skip_bad=bool(skip_bad))
+    with console.bar("reading masks", len(records)) as advance:
         written = write_splits(
-            cases.all,
+            records,
             out,
             fractions=fractions,
             folds=folds,
             subsets=subset or (),
             stratify=stratified,
             seed=seed,
+            groups=together,
+            left_out=left_out,
+            where=path,
             progress=advance,
         )
     for file in written:

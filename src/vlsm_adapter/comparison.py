@@ -22,6 +22,9 @@ from vlsm_adapter.types import CaseScore
 PAIRS = ("first", "all")
 
 
+_TITLE = "# Comparison of"
+
+
 @dataclass(frozen=True)
 class Entry:
     """One evaluation to compare.
@@ -136,18 +139,30 @@ def write_comparison(result: Mapping[str, Any], out: str | Path) -> tuple[Path, 
     """Write the comparison as Markdown to ``out`` and as JSON beside it; both paths.
 
     Raises:
-        UserError: ``out`` does not end in ``.md``, or cannot be written.
+        UserError: ``out`` does not end in ``.md``, is there and no comparison, or cannot be written.
     """
     page = Path(out)
     if page.suffix.lower() != ".md":
         raise UserError(f"{out}: the comparison is Markdown; give a name that ends in .md")
     numbers = page.with_suffix(".json")
+    for file, start in ((page, _TITLE), (numbers, "{")):
+        # An earlier comparison is replaced; a README of the user is not.
+        if file.exists() and not (page.is_file() and _begins(page, _TITLE) and _begins(file, start)):
+            raise UserError(f"{file}: is there already and no comparison; choose another --out")
     files.write_json(numbers, result)
     files.write_text(page, render_comparison(result))
     return page, numbers
 
 
 # -- checks --------------------------------------------------------------------------------------------------------------
+
+
+def _begins(file: Path, start: str) -> bool:
+    try:
+        with file.open(encoding="utf-8") as handle:
+            return handle.read(len(start)) == start
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
@@ -220,7 +235,7 @@ def render_comparison(result: Mapping[str, Any]) -> str:
     """The comparison in Markdown."""
     entries = result["entries"]
     sections = [
-        [f"# Comparison of {plural(len(entries), 'run')} on {plural(result['n_cases'], 'case')}"],
+        [f"{_TITLE} {plural(len(entries), 'run')} on {plural(result['n_cases'], 'case')}"],
         _runs(entries),
         [f"**{note}**" for note in result["notes"]],
         _left_out(result["left_out"]),

@@ -22,6 +22,7 @@ from vlsm_adapter.console import Console
 from vlsm_adapter.data.cases import Cases, load_cases
 from vlsm_adapter.data.describing.classes import Classes
 from vlsm_adapter.data.division import Division
+from vlsm_adapter.data.folds import parse_fold
 from vlsm_adapter.errors import ConfigError, DataError, UserError
 from vlsm_adapter.evaluation_folder import PICKED, EvaluationFolder, write_scores
 from vlsm_adapter.evaluation_summary import Job, summarise_evaluation
@@ -30,6 +31,7 @@ from vlsm_adapter.metrics.base import DEFAULT_NSD_TOLERANCE
 from vlsm_adapter.models import load_model
 from vlsm_adapter.pictures import draw_cases
 from vlsm_adapter.predict import DEFAULT_THRESHOLD, adapter_folder
+from vlsm_adapter.prober import Prober, write_sensitivity
 from vlsm_adapter.report import write_report
 from vlsm_adapter.run_folder import RunFolder
 from vlsm_adapter.scoring import (
@@ -39,7 +41,6 @@ from vlsm_adapter.scoring import (
     evaluate_cases,
     score_variants,
 )
-from vlsm_adapter.sensitivity import Prober, write_sensitivity
 from vlsm_adapter.types import Record, Skipped
 
 if TYPE_CHECKING:
@@ -163,7 +164,8 @@ def evaluate_model(
     skip_bad: bool | None = None,
     split_seed: int = 0,
     fractions: Sequence[float] = (0.7, 0.1, 0.2),
-    split_file: str | None = None,
+    split_file: str | Path | None = None,
+    fold: str | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
     device: str | torch.device | None = None,
     probes: bool = False,
@@ -175,11 +177,12 @@ def evaluate_model(
     Args:
         model: ``"tiny"``, a folder, a hub id, or a loaded model (its adapters are put out of use meanwhile).
         data: folder or manifest.
-        out: the folder; by default ``evaluation/DATA-MODEL-SPLIT-LEVEL`` here.
+        out: the folder; by default ``evaluation/DATA-MODEL-SPLIT-LEVEL`` here, with the fold or split file if there is one.
         level: prompt level, by default p1, the class name.
         threshold: by default 0.5.
-        split_seed, fractions: of the split by case, where the data has none.
+        split_seed, fractions: of the split by case, where the data has none, and of folds.
         split_file: takes the place of the data's own splits.
+        fold: ``"2/5"`` takes their place too: the second of five folds is the test part, as with ``data.fold`` in training.
         split, prompt, nsd_tolerance, skip_bad, batch_size, device: as in `evaluate_run`; bad cases stop it by default, and
             a loaded model stays on its device unless ``device`` says otherwise.
         probes, classes: as in `evaluate_run`.
@@ -197,15 +200,16 @@ def evaluate_model(
         nsd_tolerance=nsd_tolerance,
         batch_size=batch_size,
     )
-    cases = load_cases(
-        data, prompt=prompt, division=Division(split_seed, fractions, split_file), skip_bad=bool(skip_bad)
-    )
+    division = Division(split_seed, fractions, None if split_file is None else str(split_file), fold)
+    cases = load_cases(data, prompt=prompt, division=division, skip_bad=bool(skip_bad))
     records = cases.records(split)
     if isinstance(model, (str, Path)):
         loaded = load_model(model).to(choose_device(device))
     else:
         loaded = model if device is None else model.to(choose_device(device))
-    name = "-".join((_name(cases.where), _name(loaded.base_id), split, protocol.level))
+    divided = [_name(str(split_file))] if split_file is not None else []
+    divided += ["fold-{}-of-{}".format(*parse_fold(fold))] if fold is not None else []
+    name = "-".join((_name(cases.where), _name(loaded.base_id), *divided, split, protocol.level))
     job = Job(
         model=loaded,
         cases=cases,
@@ -257,8 +261,12 @@ def _evaluate(job: Job, console: Console) -> Path:
         if job.prober is not None:
             by_group = groups if any(group is not None for group in groups.values()) else None
             heard = write_sensitivity(job.prober, fresh.sensitivity_file, fresh.probes_file, by_group)
-        write_report(fresh.path)
+        write_report(fresh.path, place=job.folder.path)
     main = next(iter(scores))
+    if summary["prompts"]["leaks"]:
+        console.warn(
+            f"level {job.protocol.level} leaks: its words are drawn from the ground truth, and the scores flatter"
+        )
     for name in scores:
         dice = summary[name]["metrics"]["dice"]["mean"]
         console.say(

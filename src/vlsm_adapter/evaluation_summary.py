@@ -17,7 +17,7 @@ from vlsm_adapter.types import CaseScore, Record
 
 if TYPE_CHECKING:
     from vlsm_adapter.models.base import PromptSegmenter
-    from vlsm_adapter.sensitivity import Prober
+    from vlsm_adapter.prober import Prober
 
 
 @dataclass

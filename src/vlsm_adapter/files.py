@@ -1,7 +1,7 @@
 """Writing files so that a crash, a full disk or a kill leaves the old file or the new one, never half of one.
 
 A file is written under a temporary name beside its place, flushed to disk, then renamed over it
-(rename is atomic on POSIX file systems).
+(rename is atomic on POSIX file systems). ``locked`` keeps a second process from writing into the same folder.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from vlsm_adapter.errors import UserError
 
@@ -50,6 +50,54 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike[str], busy: str) -> Iterator[None]:
+    """Keep other processes (and threads) out by a lock on the file ``path``, made for it and removed at the end.
+
+    A kill lifts the lock; the file that then stays keeps nobody out. Nothing is locked on Windows and on file systems
+    without locks.
+
+    Args:
+        path: a file that serves nothing else; its folder is made.
+        busy: what to say when another process holds the lock.
+
+    Raises:
+        UserError: another process holds it.
+        OSError: the folder cannot be written.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # no such locks on Windows
+        yield
+        return
+
+    def still_there(handle: IO[str]) -> bool:
+        try:
+            return os.path.samestat(os.fstat(handle.fileno()), target.stat())
+        except FileNotFoundError:
+            return False
+
+    while True:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("a") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(busy) from None
+            except OSError:  # a file system without locks
+                pass
+            else:
+                if not still_there(handle):  # who held it has removed the file since it was opened
+                    continue
+            try:
+                yield
+            finally:
+                target.unlink(missing_ok=True)
+            return
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

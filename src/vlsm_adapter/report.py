@@ -1,4 +1,7 @@
-"""The report of an evaluation, in Markdown: made from the files of its folder alone, never from a model."""
+"""The report of an evaluation, in Markdown: made from files alone, never from a model.
+
+They are those of the evaluation's folder, the run's ``metrics.csv``, and at a leaking level the evaluations beside it.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,9 @@ from vlsm_adapter import files
 from vlsm_adapter.curves import line_chart
 from vlsm_adapter.errors import UserError
 from vlsm_adapter.evaluation_folder import EvaluationFolder
+from vlsm_adapter.leak_free import LeakFree, of_neighbours, of_probes
 from vlsm_adapter.markdown import cell, code, interval, plural, table
-from vlsm_adapter.sensitivity_report import leak_free_headline, sensitivity_section
+from vlsm_adapter.sensitivity_report import sensitivity_section
 
 _NAMES = {"adapter": "adapter", "zero_shot": "zero-shot"}
 _EMPTINESS = (
@@ -24,8 +28,12 @@ _EMPTINESS = (
 _RANKS = {"best": "Best", "median": "Median", "worst": "Worst"}
 
 
-def write_report(evaluation_dir: str | Path) -> Path:
+def write_report(evaluation_dir: str | Path, *, place: str | Path | None = None) -> Path:
     """Write ``report.md`` (and the learning curve, where the run's ``metrics.csv`` is found) and return its path.
+
+    Args:
+        evaluation_dir: the evaluation's folder.
+        place: where the folder will be, if not where it is: a leak-free evaluation is looked for beside it.
 
     Raises:
         UserError: the folder holds no evaluation, a damaged one, or cannot be written.
@@ -34,7 +42,11 @@ def write_report(evaluation_dir: str | Path) -> Path:
     summary, sensitivity = folder.summary(), folder.sensitivity()
     curve = _learning_curve(folder, summary)
     try:
-        text = render(summary, curve, sensitivity)
+        free = None
+        if summary["prompts"]["leaks"]:
+            free = of_probes(sensitivity) if sensitivity else None
+            free = free or of_neighbours(Path(place or evaluation_dir), summary)
+        text = render(summary, curve, sensitivity, free)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise UserError(
             f"{folder.summary_file}: incomplete ({type(error).__name__}: {error}); run 'vlsm evaluate' again"
@@ -43,19 +55,26 @@ def write_report(evaluation_dir: str | Path) -> Path:
     return folder.report_file
 
 
-def render(summary: Mapping[str, Any], curve: str | None = None, sensitivity: Mapping[str, Any] | None = None) -> str:
+def render(
+    summary: Mapping[str, Any],
+    curve: str | None = None,
+    sensitivity: Mapping[str, Any] | None = None,
+    leak_free: LeakFree | None = None,
+) -> str:
     """The report's Markdown.
 
     Args:
         summary: what ``summary.json`` holds.
         curve: file name of the learning curve beside the report, or None.
         sensitivity: what ``sensitivity.json`` holds, or None.
+        leak_free: at a leaking level what is put first, or None where it was not measured.
     """
     variants = [name for name in _NAMES if name in summary]
     sections = [
         [f"# Evaluation of {_subject(summary)} on {code(summary['data']['name'])}, split {summary['split']}"],
-        [*_opening(summary, variants), *_leak_free_first(summary, variants, sensitivity)],
-        _headline(summary, variants),
+        _opening(summary, variants, leak_free),
+        _leak_free_scores(summary, leak_free) if leak_free else [],
+        _headline(summary, variants, leak_free),
         _emptiness(summary, variants),
         _words(summary),
         sensitivity_section(sensitivity) if sensitivity else [],
@@ -76,40 +95,66 @@ def _subject(summary: Mapping[str, Any]) -> str:
     return f"the {adapter['method']} adapter on {base}" if adapter else f"{base} (zero-shot)"
 
 
-def _opening(summary: Mapping[str, Any], variants: Sequence[str]) -> list[str]:
+def _opening(summary: Mapping[str, Any], variants: Sequence[str], leak_free: LeakFree | None) -> list[str]:
     main = summary[variants[0]]
-    dice = main["metrics"]["dice"]
-    text = f"{plural(main['n_cases'], 'case')}. Mean Dice {interval(dice)}"
-    if "paired_difference" in summary:
-        other, gain = summary["zero_shot"]["metrics"]["dice"], summary["paired_difference"]["dice"]
-        text += f" with the adapter, {interval(other)} zero-shot: a difference of {interval(gain, 'mean_difference')}"
-        low, high = gain["ci_low"], gain["ci_high"]
-        if low is not None and low <= 0 <= high:
-            text += "; the interval includes no difference at all"
+    text = _mean_dice({name: summary[name]["metrics"] for name in variants}, summary.get("paired_difference"))
+    cases = plural(main["n_cases"], "case")
+    if not summary["prompts"]["leaks"]:
+        lines = [f"{cases}. {text[0].upper()}{text[1:]}."]
+    elif leak_free:
+        free = _mean_dice(leak_free.metrics, leak_free.paired)
+        lines = [
+            f"{cases}. Leak-free (level {leak_free.level}, {leak_free.source}): {free}.",
+            "",
+            f"**Level {summary['level']} leaks: its words are drawn from the ground truth.** With them: {text}.",
+        ]
+    else:
+        lines = [
+            f"{cases}. **Level {summary['level']} leaks: its words are drawn from the ground truth.** With them: {text}. "
+            "No leak-free result was found: evaluate with --probes, or at level p1 and then 'vlsm report' here.",
+        ]
     adapter = summary["trained_adapter"]
     if adapter:
         share = adapter["trainable_parameters"] / max(1, summary["base"]["parameters"])
-        text += (
-            f". The adapter has {adapter['trainable_parameters']:,} trainable parameters, {share:.2%} of the base's "
-            f"{summary['base']['parameters']:,}"
+        lines[-1] += (
+            f" The adapter has {adapter['trainable_parameters']:,} trainable parameters, {share:.2%} of the base's "
+            f"{summary['base']['parameters']:,}."
         )
-    return [text + "."]
+    return lines
 
 
-def _leak_free_first(
-    summary: Mapping[str, Any], variants: Sequence[str], sensitivity: Mapping[str, Any] | None
-) -> list[str]:
-    """Said at once where the words asked give part of the answer away, with the leak-free score where it was measured."""
-    if not summary["prompts"]["leaks"]:
-        return []
-    free = ""
-    if sensitivity and (first := leak_free_headline(sensitivity, variants[0])):
-        free = f" Without them, {first} {'with the adapter' if variants[0] == 'adapter' else 'zero-shot'}."
-    return ["", f"**The words asked (level {summary['level']}) may tell part of the answer.**{free}"]
+def _mean_dice(metrics: Mapping[str, Mapping[str, Any]], paired: Mapping[str, Any] | None) -> str:
+    """Mean Dice of every variant and their difference, in a sentence without its full stop."""
+    values = [interval(about["dice"]) for about in metrics.values()]
+    if len(values) == 1:
+        return f"mean Dice {values[0]}"
+    text = f"mean Dice {values[0]} with the adapter, {values[1]} zero-shot"
+    if paired:
+        gain = paired["dice"]
+        text += f": a difference of {interval(gain, 'mean_difference')}"
+        low, high = gain["ci_low"], gain["ci_high"]
+        if low is not None and low <= 0 <= high:
+            text += "; the interval includes no difference at all"
+    return text
 
 
-def _headline(summary: Mapping[str, Any], variants: Sequence[str]) -> list[str]:
-    lines = ["## Scores", ""]
+def _leak_free_scores(summary: Mapping[str, Any], leak_free: LeakFree) -> list[str]:
+    return [
+        f"## Scores, leak-free level {leak_free.level}",
+        "",
+        *_score_table(leak_free.metrics, leak_free.paired, summary),
+        "",
+        f"They were {leak_free.source}.",
+    ]
+
+
+def _headline(summary: Mapping[str, Any], variants: Sequence[str], leak_free: LeakFree | None) -> list[str]:
+    heading = "## Scores"
+    if summary["prompts"]["leaks"]:
+        heading += f", LEAKING level {summary['level']}: drawn from the ground truth; leak-free "
+        dice = leak_free and interval(leak_free.metrics[next(iter(leak_free.metrics))]["dice"])
+        heading += f"{leak_free.level}: Dice {dice}" if leak_free else "p1: not evaluated"
+    lines = [heading, ""]
     lines += _score_table(
         {name: summary[name]["metrics"] for name in variants}, summary.get("paired_difference"), summary
     )

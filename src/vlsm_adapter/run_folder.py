@@ -26,6 +26,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from vlsm_adapter import files
 from vlsm_adapter.config import RunConfig
 from vlsm_adapter.errors import UserError
 
@@ -91,16 +92,8 @@ class RunFolder:
         Raises:
             UserError: another process works on the run.
         """
-        try:
-            import fcntl
-        except ImportError:  # no such locks on Windows
-            yield
-            return
-        with (self.path / ".lock").open("w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UserError(f"{self.path}: another process is training this run; wait for it or stop it") from error
+        busy = f"{self.path}: another process is training this run; wait for it or stop it"
+        with files.locked(self.path / ".lock", busy):
             for leftover in (*self.path.glob(".*.tmp"), *self.adapter.glob(".*.tmp")):
                 leftover.unlink(missing_ok=True)
             yield

@@ -29,14 +29,6 @@ def sensitivity_section(values: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def leak_free_headline(values: Mapping[str, Any], variant: str) -> str:
-    """``level p1: Dice 0.61 [0.55, 0.67]``, the leak-free level that names the class; "" where there is none."""
-    for level in values["levels"]:
-        if not level["leaks"] and level["level"] != "p0":
-            return f"level {level['level']}: Dice {_dice(level[variant])}"
-    return ""
-
-
 def _score(values: Mapping[str, Any], variants: Sequence[str]) -> list[str]:
     scores = {name: values["variants"][name]["score"] for name in variants}
     shown = "; ".join(

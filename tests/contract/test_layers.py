@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "adapters": FOUNDATIONS | {"models"},
     "interop": FOUNDATIONS | {"models", "adapters"},
     "overlays": set(),  # drawing on arrays; the data check draws outlines as evaluation does
-    "data": FOUNDATIONS | {"overlays"},
+    "data": FOUNDATIONS | {"overlays", "metrics"},
     "metrics": FOUNDATIONS,
     "losses": FOUNDATIONS,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,24 @@ def test_split_train_on_a_few_cases_and_evaluate(
     assert answer.out.split() == [str(tmp_path / "comparison.md"), str(tmp_path / "comparison.json")]
     answer = vlsm("report", folder, "--common")
     assert (answer.code, "at least two" in answer.error) == (2, True)
+
+
+def test_a_base_model_alone_on_a_fold(vlsm: Callable, phantoms: Path, base_folder: Path, tmp_path: Path) -> None:
+    splits = tmp_path / "splits"
+    assert vlsm("data", "split", phantoms, "--out", splits, "--folds", 5, "--seed", 3, "--quiet").code == 0
+    file = splits / "fold-2-of-5.json"
+    wanted = json.loads(file.read_text())["test"]
+    options = ("--model", base_folder, "--data", phantoms)
+    for name, more in (("a", ("--split-file", file)), ("b", ("--fold", "2/5", "--split-seed", 3))):
+        answer = vlsm("evaluate", *options, *more, "-o", tmp_path / name)
+        assert answer.code == 0, answer.err
+        rows = list(csv.DictReader((tmp_path / name / "zero_shot_cases.csv").read_text().splitlines()))
+        assert sorted(row["case_id"] for row in rows) == sorted(wanted)
+    assert "fold 2 of 5, split seed 3" in (tmp_path / "b" / "report.md").read_text()
+    answer = vlsm("evaluate", *options, "--split-file", file, "--fold", "2/5", "-o", tmp_path / "c")
+    assert (answer.code, "give one of them" in answer.error) == (2, True)
+    answer = vlsm("evaluate", tmp_path / "run", "--fold", "2/5")
+    assert (answer.code, "are for a base model alone" in answer.error) == (2, True)
 
 
 def test_wrong_divisions_are_one_line(vlsm: Callable, phantoms: Path, base_folder: Path, tmp_path: Path) -> None:

@@ -186,3 +186,18 @@ def test_it_is_written_and_loads_no_model(tmp_path: Path, base: np.ndarray) -> N
     assert json.loads((tmp_path / "c.json").read_text())["runs"] == ["a", "b"]
     with pytest.raises(UserError, match=r"ends in \.md"):
         write_comparison(compare_evaluations([one, other]), tmp_path / "c.html")
+
+
+def test_a_file_of_the_user_is_not_written_over(tmp_path: Path, base: np.ndarray) -> None:
+    one, other = evaluation(tmp_path / "a", scores(base)), evaluation(tmp_path / "b", scores(base * 0.9))
+    result = compare_evaluations([one, other])
+    (tmp_path / "README.md").write_text("# Mine\n")
+    (tmp_path / "data.json").write_text("[1]")
+    for name in ("README", "data"):
+        with pytest.raises(UserError, match="is there already and no comparison"):
+            write_comparison(result, tmp_path / f"{name}.md")
+    assert (tmp_path / "README.md").read_text() == "# Mine\n"
+    assert (tmp_path / "data.json").read_text() == "[1]"
+    assert not (tmp_path / "README.json").exists()
+    write_comparison(result, tmp_path / "c.md")
+    write_comparison(result, tmp_path / "c.md")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import stat
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -87,3 +89,44 @@ def test_json_has_no_nan(tmp_path: Path, value: object) -> None:
 def test_json_reads_back(tmp_path: Path, value: object) -> None:
     files.write_json(tmp_path / "x.json", value)
     assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == value
+
+
+def test_a_lock_keeps_others_out_and_leaves_nothing(tmp_path: Path) -> None:
+    lock = tmp_path / "new" / ".lock"
+    with files.locked(lock, "busy: wait"):
+        with pytest.raises(UserError, match=r"^busy: wait$"), files.locked(lock, "busy: wait"):
+            pass
+        assert lock.exists(), "the refused one did not remove it"
+    assert not lock.exists()
+    lock.write_text("")  # what a kill leaves
+    with files.locked(lock, "busy"):
+        pass
+    with pytest.raises(KeyboardInterrupt), files.locked(lock, "busy"):
+        raise KeyboardInterrupt
+    with files.locked(lock, "busy"):
+        pass
+
+
+def test_a_lock_lets_one_in_at_a_time(tmp_path: Path) -> None:
+    inside, most, entered = 0, 0, 0
+
+    def work() -> None:
+        nonlocal inside, most, entered
+        for _ in range(100):
+            try:
+                with files.locked(tmp_path / "a" / ".lock", "busy"):
+                    inside += 1
+                    most = max(most, inside)
+                    entered += 1
+                    time.sleep(1e-4)
+                    inside -= 1
+            except UserError:
+                pass
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (most, inside) == (1, 0)
+    assert entered > 0

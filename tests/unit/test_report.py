@@ -143,6 +143,49 @@ def test_leaking_and_revealing_words_are_named() -> None:
     assert "the mask of 12 of them is empty" in text
 
 
+@pytest.mark.parametrize(
+    ("changes", "taken"),
+    [
+        ({}, True),
+        ({"level": "p7"}, True),
+        ({"level": "p0"}, False),
+        ({"prompts": {"leaks": True}}, False),
+        ({"split": "val"}, False),
+        ({"threshold": 0.4}, False),
+        ({"run": "/another"}, False),
+        ({"base": {"sha256": "other"}}, False),
+        ({"data": {"path": "/other", "name": "polyps"}}, False),
+        ({"adapter": {"n_cases": 2}}, False),
+        ({"adapter": None}, False),
+    ],
+)
+def test_only_a_leak_free_result_of_the_same_cases_heads_a_leaking_one(
+    tmp_path: Path, changes: dict[str, Any], taken: bool
+) -> None:
+    leaking, free = summary(), summary(scores([0.3, 0.3, 0.3]), scores([0.1, 0.1, 0.1]))
+    leaking["level"] = "p6"
+    leaking["prompts"].update(level="p6", leaks=True)
+    for name, values in (("test-p6", leaking), ("test-p1", {**free, **changes})):
+        files.write_json(tmp_path / name / "summary.json", values)
+    files.write_text(tmp_path / "damaged" / "summary.json", "{")
+    text = write_report(tmp_path / "test-p6").read_text()
+    headings = [line for line in text.splitlines() if line.startswith("## Scores")]
+    opening = text.split("## ")[0]
+    level = changes.get("level", "p1")
+    if taken:
+        assert headings[0] == f"## Scores, leak-free level {level}"
+        assert headings[1].startswith(
+            f"## Scores, LEAKING level p6: drawn from the ground truth; leak-free {level}: Dice 0.3000 ["
+        )
+        assert f"Leak-free (level {level}, evaluated apart, in `test-p1`): mean Dice 0.3000 [" in opening
+        assert opening.index("0.3000 [") < opening.index("Level p6 leaks") < opening.index("0.8000 [")
+        assert rows_of(text, headings[0][3:])[2][1].startswith("0.3000 [")
+        assert "LEAKING" not in write_report(tmp_path / "test-p1").read_text()
+    else:
+        assert headings == ["## Scores, LEAKING level p6: drawn from the ground truth; leak-free p1: not evaluated"]
+        assert "No leak-free result was found" in opening
+
+
 def test_pictures_with_an_empty_truth_say_so() -> None:
     values = summary()
     picture = {

@@ -20,6 +20,7 @@ def test_a_second_process_is_kept_out_and_leftovers_go(tmp_path: Path) -> None:
             pass
     with folder.locked():
         pass
+    assert not list(tmp_path.iterdir()), "no file is left over"
 
 
 def test_damaged_data_file_is_named(tmp_path: Path) -> None:

@@ -26,8 +26,9 @@ from vlsm_adapter.errors import DataError, UserError
 from vlsm_adapter.evaluate import evaluate_model
 from vlsm_adapter.evaluation_folder import EvaluationFolder
 from vlsm_adapter.models.base import PromptSegmenter
+from vlsm_adapter.prober import Prober
 from vlsm_adapter.report import write_report
-from vlsm_adapter.sensitivity import LEAST_FOUND, PairScore, Prober, sensitivity
+from vlsm_adapter.sensitivity import LEAST_FOUND, PairScore, sensitivity
 from vlsm_adapter.types import Record
 
 Model = Callable[[Record, np.ndarray, str], np.ndarray]
@@ -326,12 +327,85 @@ def test_an_evaluation_with_probes(
 
 def test_a_leaking_level_is_headlined_by_the_leak_free_one(model: PromptSegmenter, data: Path, tmp_path: Path) -> None:
     folder = EvaluationFolder(evaluate_model(model, data, level="p2", out=tmp_path / "e", probes=True))
-    opening = folder.report_file.read_text().split("## Scores")[0]
-    assert "**The words asked (level p2) may tell part of the answer.** Without them, level p1: Dice 0." in opening
-    assert "zero-shot" in opening
-    without = EvaluationFolder(evaluate_model(model, data, level="p2", out=tmp_path / "f"))
-    opening = without.report_file.read_text().split("## Scores")[0]
-    assert opening.rstrip().endswith("may tell part of the answer.**")
+    values = folder.sensitivity()
+    assert values is not None
+    shown = f"{values['levels'][1]['zero_shot']['dice']:.4f}"
+    report = folder.report_file.read_text()
+    opening, free, leaking = report.split("## Scores", 2)
+    assert f"Leak-free (level p1, measured by the probes, on the same cases): mean Dice {shown} [" in opening
+    assert opening.index("Leak-free") < opening.index("**Level p2 leaks: its words are drawn from the ground truth.**")
+    assert free.startswith(", leak-free level p1\n")
+    assert f"| Dice (higher is better) | {shown} [" in free
+    assert leaking.startswith(f", LEAKING level p2: drawn from the ground truth; leak-free p1: Dice {shown} [")
+    without = EvaluationFolder(evaluate_model(model, data, level="p2", out=tmp_path / "f" / "test-p2"))
+    report = without.report_file.read_text()
+    assert "## Scores, LEAKING level p2: drawn from the ground truth; leak-free p1: not evaluated" in report
+    assert "No leak-free result was found" in report.split("## Scores")[0]
+    # A leak-free evaluation beside it, of the same cases, comes first from then on.
+    evaluate_model(model, data, out=tmp_path / "f" / "test-p1")
+    again = EvaluationFolder(evaluate_model(model, data, level="p2", out=tmp_path / "f" / "test-p2"))
+    report = again.report_file.read_text()
+    assert "Leak-free (level p1, evaluated apart, in `test-p1`): mean Dice 0." in report.split("## Scores")[0]
+    assert "| HD95 (px, lower is better) |" in report.split("## Scores")[1]
+    write_report(again.path)
+    assert again.report_file.read_text() == report
+    p1 = EvaluationFolder(tmp_path / "f" / "test-p1").report_file.read_text()
+    assert "LEAKING" not in p1
+    assert p1.count("## Scores") == 1
+
+
+def test_an_ideal_model_listens_where_classes_overlap(tmp_path: Path) -> None:
+    """Every disc lies in a larger one of another class, and an instrument is beside both."""
+    root = write_data(tmp_path / "x", two_classes=True)
+    lines = [json.loads(line) for line in (root / "records.jsonl").read_text().splitlines()]
+    for line in [line for line in lines if not line["case_id"].endswith("b")]:
+        mask = read_mask(root / line["mask"])
+        wider = mask | np.roll(mask, 3, axis=0) | np.roll(mask, -3, axis=0)
+        file = f"masks/{line['case_id']}c.png"
+        Image.fromarray(wider.astype(np.uint8) * 255).save(root / file)
+        lines.append({**line, "case_id": f"{line['case_id']}c", "mask": file, "prompts": {"p1": "tumor"}})
+    files.write_text(root / "records.jsonl", "\n".join(map(json.dumps, lines)) + "\n")
+    records, _ = load_records(root)
+    masks: dict[object, dict[str, np.ndarray]] = {}
+    for record in records:
+        named = Classes.load().of(record.prompts["p1"][0]).name
+        masks.setdefault(record.image, {})[named] = read_mask(record.mask)  # type: ignore[arg-type]
+
+    measured = {
+        (image, name): describe(mask, read_image(image))  # type: ignore[arg-type]
+        for image, named in masks.items()
+        for name, mask in named.items()
+    }
+
+    def ideal(record: Record, truth: np.ndarray, text: str) -> np.ndarray:
+        name = next((name for name in masks[record.image] if name in text), None)
+        if name is None:
+            return np.zeros_like(truth)
+        mask, words = masks[record.image][name], measured[record.image, name]
+        adjectives = set(text.split()) & (set(OPPOSITES) - set(POSITIONS))
+        placed = places_in(text) in ((), words.positions)
+        return mask if placed and adjectives <= {words.shape, words.colour, words.size} else np.zeros_like(truth)
+
+    prober = ask(records, ideal, deaf)
+    values = prober.summary(n_boot=20)["variants"]
+    assert values["adapter"]["components"]["swapped_class"]["n"] > 30
+    assert values["adapter"]["components"]["swapped_class"]["value"] == 1
+    assert values["adapter"]["score"]["value"] == 1
+    assert values["zero_shot"]["score"]["value"] == 0
+
+
+def test_a_damaged_mask_costs_its_own_case_alone(model: PromptSegmenter, tmp_path: Path) -> None:
+    root = write_data(tmp_path / "x", two_classes=True)
+    file = root / "masks" / "3b.png"
+    file.write_bytes(file.read_bytes()[:60])  # the header is sound, the pixels are not
+    with pytest.raises(DataError, match=r"3b"):
+        evaluate_model(model, root, out=tmp_path / "e", probes=True)
+    folder = EvaluationFolder(evaluate_model(model, root, out=tmp_path / "e", probes=True, skip_bad=True))
+    assert [case["case_id"] for case in folder.summary()["skipped"]] == ["3b"]
+    with folder.probes_file.open(newline="") as handle:
+        rows = [row for row in csv.DictReader(handle) if row["asked"] == "swapped_class" and row["side"] == "false"]
+    assert {row["case_id"] for row in rows if "polyp" not in row["prompt"]} >= {"1", "2"}
+    assert "instrument" not in next((row["prompt"] for row in rows if row["case_id"] == "3"), "")
 
 
 def test_an_evaluation_without_probes_leaves_none_of_an_earlier_one(

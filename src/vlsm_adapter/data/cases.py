@@ -66,8 +66,42 @@ def load_cases(
         DataError, ConfigError: as ``load_records`` and ``Division``.
     """
     chosen = division or Division()
-    records, skipped = load_records(path, prompt=prompt, divide=chosen.split, skip_bad=skip_bad)
-    return Cases(chosen.shrink(records), skipped, str(path), str(chosen))
+    members: set[str] = set()
+
+    def divide(records: Sequence[Record], where: str) -> list[Record]:
+        # The subset is chosen of all cases, good and bad: one broken file leaves a gap and changes no other member.
+        made = chosen.split(records, where)
+        members.update(record.case_id for record in chosen.shrink(made))
+        return made
+
+    records, skipped = load_records(path, prompt=prompt, divide=divide, skip_bad=skip_bad)
+    return Cases([record for record in records if record.case_id in members], skipped, str(path), str(chosen))
+
+
+def load_undivided(
+    path: str | Path, *, prompt: str | None = None, skip_bad: bool = False
+) -> tuple[list[Record], set[str]]:
+    """Read a data set as it is, to divide it: the bad cases stand among the others, with the data's own splits.
+
+    Args:
+        path, prompt, skip_bad: as in ``load_records``.
+
+    Returns:
+        All records, and the ids of those left out as bad; entries that give no record stand only among the latter.
+
+    Raises:
+        DataError: as ``load_records``.
+    """
+    every: list[Record] = []
+
+    def keep(records: Sequence[Record], where: str) -> list[Record]:
+        every.extend(records)
+        return list(records)
+
+    good, skipped = load_records(path, prompt=prompt, divide=keep, skip_bad=skip_bad)
+    # By what is left and not by what was left out: an entry listed twice is left out once, and its case is good.
+    usable = {record.case_id for record in good}
+    return every, {name for name in (*(r.case_id for r in every), *(s.case_id for s in skipped)) if name not in usable}
 
 
 def try_all(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vlsm_adapter.data.folds import fold_splits, parse_fold
 from vlsm_adapter.data.split_files import read_split_file
-from vlsm_adapter.data.splits import complete_splits
+from vlsm_adapter.data.splits import complete_splits, warn_of_divided_groups
 from vlsm_adapter.data.strata import foreground_shares
 from vlsm_adapter.data.subsets import few_shot, parse_subset, subset_name
 from vlsm_adapter.errors import ConfigError, nearest
@@ -86,7 +86,9 @@ class Division:
             DataError, ConfigError: as ``SplitFile.apply``, ``fold_splits``, ``complete_splits``.
         """
         if self.split_file is not None:
-            return read_split_file(self.split_file).apply(records, where)
+            made = read_split_file(self.split_file).apply(records, where)
+            warn_of_divided_groups(made, f"{where}, split by {self.split_file}")
+            return made
         if self.fold is None:
             return complete_splits(records, fractions=self.fractions, seed=self.seed, where=where)
         number, folds = parse_fold(self.fold)

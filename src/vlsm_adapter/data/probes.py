@@ -13,9 +13,11 @@ absent_object    class name in a template                    an object that is n
 ===============  ==========================================  ===================================  =====================
 
 True words are measured on the mask (``describing.measure``), what contradicts them stands in ``OPPOSITES``. A swapped class is
-another class of the data set that the image does not have; else one that it has, with a mask of its own; in a data set
-of one class a class of another kind of picture (``seen_in`` in the file of classes). Absent objects are everyday things. Choices depend on case id and seed
-alone. The wording (``TEMPLATES``) keeps the meaning of the class name: those prompts are the paraphrases.
+another class of the data set that the image does not have; else one that it has, with a mask of its own that overlaps the
+object's by a Dice below ``MOST_OVERLAP`` (else a right answer to it would count as one for the object); else a class of
+another kind of picture (``seen_in`` in the file of classes). Absent objects are everyday things. Choices depend on case id
+and seed (and those masks) alone. The wording (``TEMPLATES``) keeps the meaning of the class name: those prompts are the
+paraphrases.
 """
 
 from __future__ import annotations
@@ -30,11 +32,16 @@ from numpy.typing import NDArray
 from vlsm_adapter.data.describing.classes import ClassEntry, Classes, plain
 from vlsm_adapter.data.describing.measure import Words, describe
 from vlsm_adapter.data.describing.phrases import place_clause
+from vlsm_adapter.data.images import read_mask
 from vlsm_adapter.data.prompts import draw
 from vlsm_adapter.errors import DataError
+from vlsm_adapter.metrics import dice
 from vlsm_adapter.types import Record
 
 PAIRS = ("contradictory", "swapped_class", "absent_object")
+#: Dice of two true masks of one image from which on their classes are not swapped: an ideal model, asked for the other
+#: class, finds at most this share of the object.
+MOST_OVERLAP = 0.1
 #: Ways to ask for a class that mean the same.
 TEMPLATES = (
     "the {} in this image",
@@ -152,7 +159,7 @@ class Planner:
         pairs: list[Pair] = []
         if mask.any():
             pairs += self._contradictions(record, about, describe(mask, image))
-            name, other, kind = self._swapped(record, about)
+            name, other, kind = self._swapped(record, about, mask)
             if name is not None:
                 pairs.append(Pair("swapped_class", true, template.format(name), kind, other))
             absent = [thing for thing in ABSENT if not _alike(thing, about.name)]
@@ -174,15 +181,19 @@ class Planner:
                 )
                 yield Pair("contradictory", next(asked), next(asked), kind, words=(true, false))
 
-    def _swapped(self, record: Record, about: ClassEntry) -> tuple[str | None, Record | None, str]:
+    def _swapped(
+        self, record: Record, about: ClassEntry, mask: NDArray[np.bool_]
+    ) -> tuple[str | None, Record | None, str]:
         """Another class: its name, the record of its mask in this image if it has one, and its kind."""
         here = self._of_image.get(record.image, {})
         others = [name for name in sorted(self._names) if name != about.name]
         if missing := [name for name in others if name not in here]:
             return missing[self._draw(len(missing), record, "class")], None, "of_the_data"
-        if present := [name for name in others if here[name].mask is not None]:
-            name = present[self._draw(len(present), record, "class")]
-            return name, here[name], "of_the_data"
+        if others:
+            first = self._draw(len(others), record, "class")
+            for name in (*others[first:], *others[:first]):
+                if _apart(here[name], mask):
+                    return name, here[name], "of_the_data"
         # Of a class that the file does not know, nobody can say what else its pictures do not show.
         foreign = sorted(
             entry.name
@@ -204,6 +215,17 @@ class Planner:
 
     def _draw(self, count: int, record: Record, purpose: str) -> int:
         return draw(count, record.case_id, f"probe-{purpose}", self._seed)
+
+
+def _apart(other: Record, mask: NDArray[np.bool_]) -> bool:
+    """Whether ``other`` has a usable mask of the same size as ``mask`` (H, W) that next to does not overlap it."""
+    if other.mask is None:
+        return False
+    try:
+        theirs = read_mask(other.mask, other.mask_value)
+    except DataError:
+        return False  # that case's own trouble, told where it is scored
+    return theirs.shape == mask.shape and dice(theirs, mask) < MOST_OVERLAP
 
 
 def _alike(one: str, other: str) -> bool:

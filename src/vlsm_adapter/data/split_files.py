@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vlsm_adapter.data.entries import kind_of, parse_json, read_text, shown
 from vlsm_adapter.data.folds import fold_splits
-from vlsm_adapter.data.splits import SPLITS, assign_splits
+from vlsm_adapter.data.group_files import GroupFile
+from vlsm_adapter.data.splits import SPLITS, assign_splits, complete_splits
 from vlsm_adapter.data.strata import foreground_shares
 from vlsm_adapter.data.subsets import few_shot, parse_subset
 from vlsm_adapter.errors import ConfigError, DataError
@@ -157,6 +158,9 @@ def write_splits(
     subsets: Sequence[str | int] = (),
     stratify: bool = True,
     seed: int = 0,
+    groups: GroupFile | None = None,
+    left_out: Collection[str] = (),
+    where: str = "the data",
     progress: Callable[[int], None] | None = None,
 ) -> list[Written]:
     """Divide a data set and write one split file per division into ``out``; the data is only read.
@@ -166,7 +170,8 @@ def write_splits(
     test as they are.
 
     Args:
-        records: the cases, each with a split.
+        records: the cases, with the data's own splits. Where none has one, they are divided 0.7, 0.1, 0.2 as by ``fractions``;
+            where only val is missing, it is taken from train (``splits.complete_splits``).
         out: the folder to write to.
         fractions: parts of train, val and test, in place of the data's own splits; with ``folds``, of the first two the
             proportion.
@@ -174,16 +179,25 @@ def write_splits(
         subsets: few-shot subsets of train, ``"5%"`` or a number of cases; each lies inside the larger ones.
         stratify: by foreground size; every mask is read.
         seed: another seed, another division.
+        groups: further groups to keep whole, joined with those of the data.
+        left_out: ids of bad cases: they take part in dividing, so that none moves another, and are not written.
+        where: the data, for messages.
         progress: called with the number of masks read.
 
     Raises:
-        ConfigError: ``fractions``, ``folds`` or a subset are out of range.
-        DataError: a file there holds another split.
+        ConfigError: ``fractions``, ``folds`` or a subset are out of range; ``groups`` are divided by the data's own splits.
+        DataError: a file there holds another split; ``groups`` name a case that is not there; only some cases have a split.
     """
     for subset in subsets:
         parse_subset(subset)
+    if groups is not None:
+        records = groups.apply(records, where, left_out=left_out)
     shares = foreground_shares(records, progress) if stratify else None
     about: dict[str, Any] = {"stratify": "size" if stratify else "none", "seed": seed}
+    if groups is not None:
+        about["groups"] = f"{groups.path.name} ({len(groups.groups)} group{'' if len(groups.groups) == 1 else 's'})"
+    if folds is None and fractions is None and all(record.split is None for record in records):
+        fractions = (0.7, 0.1, 0.2)
     divisions: dict[str, tuple[list[Record], dict[str, Any]]] = {}
     if folds is not None:
         parts = (0.7, 0.1, 0.2) if fractions is None else fractions
@@ -194,7 +208,7 @@ def write_splits(
         made = assign_splits(records, fractions, seed, shares=shares)
         divisions["split"] = (made, {**about, "fractions": list(fractions)})
     else:
-        divisions["split"] = (list(records), {"splits": "the data's own", **({**about} if subsets else {})})
+        divisions["split"] = _own(records, groups, about, subsets=bool(subsets), where=where)
     if not divisions["split" if folds is None else f"fold-1-of-{folds}"][0]:
         raise ConfigError("there is no case to divide")
     # All are made before the first is written, so that a subset too large leaves nothing behind.
@@ -209,11 +223,35 @@ def write_splits(
                 {**how, "subset": str(subset)},
             )
     written = []
+    bad = set(left_out)
     for name, (made, how) in files.items():
         path = Path(out) / f"{name}.json"
-        write_split_file(path, made, how)
-        written.append(_summary(path, made, shares))
+        usable = [record for record in made if record.case_id not in bad]
+        write_split_file(path, usable, how)
+        written.append(_summary(path, usable, shares))
     return written
+
+
+def _own(
+    records: Sequence[Record], groups: GroupFile | None, about: Mapping[str, Any], *, subsets: bool, where: str
+) -> tuple[list[Record], dict[str, Any]]:
+    """The data's own splits, a missing val taken from train, and how they came about."""
+    made = complete_splits(records, seed=about["seed"], where=where)
+    if groups is not None:
+        splits_of: dict[str, set[str | None]] = {}
+        for record in made:
+            if record.group is not None:
+                splits_of.setdefault(record.group, set()).add(record.split)
+        if divided := sum(len(splits) > 1 for splits in splits_of.values()):
+            raise ConfigError(
+                f"{groups.path}: the splits of {where} divide {divided} of its groups: give --fractions or --folds to divide anew"
+            )
+    how: dict[str, Any] = {"splits": "the data's own"}
+    if [record.split for record in made] != [record.split for record in records]:
+        how |= {"val": "taken from train, not stratified", "seed": about["seed"]}
+    if groups is not None:
+        how["groups"] = about["groups"]
+    return made, {**how, **about} if subsets else how
 
 
 def _summary(path: Path, records: Sequence[Record], shares: Mapping[str, float | None] | None) -> Written:

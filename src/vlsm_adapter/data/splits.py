@@ -77,7 +77,7 @@ def complete_splits(
         raise DataError(
             f"{where}: {count} of {len(records)} cases have no split, the first is {first.case_id}: give one to all or to none"
         )
-    _warn_of_divided_groups(records, where)
+    warn_of_divided_groups(records, where)
     if "val" in splits or "train" not in splits or parts[1] == 0:
         return list(records)
     units = Counter(unit_of(record) for record in records if record.split == "train")
@@ -100,8 +100,8 @@ def complete_splits(
     return made
 
 
-def _warn_of_divided_groups(records: Sequence[Record], where: str) -> None:
-    """Log the groups that the data's own splits divide."""
+def warn_of_divided_groups(records: Sequence[Record], where: str) -> None:
+    """Log how many groups the splits of ``records`` divide; nothing where they divide none."""
     splits_of: dict[str, set[str | None]] = {}
     for record in records:
         if record.group is not None:

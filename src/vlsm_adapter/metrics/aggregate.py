@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -209,8 +209,16 @@ def _interval(
     for start in range(0, n_boot, rows):
         drawn = generator.integers(n_groups, size=(min(rows, n_boot - start), n_groups))
         means[start : start + len(drawn)] = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    return percentile_interval(means, confidence)
+
+
+def percentile_interval(samples: np.ndarray, confidence: float = 0.95) -> tuple[float | None, float | None]:
+    """Percentile bootstrap interval from the resampled values of a statistic (n,); None where none of them is finite."""
+    finite = samples[np.isfinite(samples)]
+    if not len(finite):
+        return None, None
     tail = 50.0 * (1.0 - confidence)
-    low, high = np.percentile(means, [tail, 100.0 - tail])
+    low, high = np.percentile(finite, [tail, 100.0 - tail])
     return float(low), float(high)
 
 
@@ -218,7 +226,14 @@ def _mean(values: np.ndarray) -> float | None:
     return float(np.mean(values)) if len(values) else None
 
 
-def group_labels(scores: Sequence[CaseScore], groups: Mapping[str, str | None] | None) -> list[str]:
+class OfCase(Protocol):
+    """Whatever belongs to a case."""
+
+    @property
+    def case_id(self) -> str: ...
+
+
+def group_labels(scores: Sequence[OfCase], groups: Mapping[str, str | None] | None) -> list[str]:
     """What is resampled as a whole, for each score: its group, or its case with all its prompts."""
     # The prefix keeps a case without a group from joining a group that bears its name.
     labels = []

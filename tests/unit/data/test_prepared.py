@@ -459,3 +459,70 @@ def test_what_is_said_of_a_case_comes_back(
     (record,), _ = load_records(folder / "out")
     assert record.group == group
     assert record.prompts == {"p0": ("",), **{k: tuple(t.strip() for t in texts) for k, texts in levels.items()}}
+
+
+def test_two_calls_into_one_folder_do_not_meet(raw: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    said: list[str] = []
+
+    def first() -> Iterator[RawCase]:
+        for number, case in enumerate(cases(raw)):
+            if number == 6:
+                (out / "images" / ".torn.1.tmp").write_bytes(b"being written")
+                journal = (out / PARTIAL).read_bytes()
+                for about in (ABOUT, About("other")):
+                    with pytest.raises(UserError) as caught:
+                        write_prepared(cases(raw), out, about=about)
+                    said.append(str(caught.value))
+                # Neither what is being written nor the journal was touched.
+                (out / "images" / ".torn.1.tmp").unlink()
+                assert (out / PARTIAL).read_bytes().startswith(journal)
+            yield case
+
+    write_prepared(first(), out, about=ABOUT, jobs=2)
+    assert (
+        said
+        == [f"{out}: another process is writing a data set there: wait for it or stop it, or choose another folder"] * 2
+    )
+    write_prepared(cases(raw), tmp_path / "whole", about=ABOUT)
+    assert contents(out) == contents(tmp_path / "whole"), "no lock is left either"
+
+
+def test_many_calls_at_once_make_one_set(raw: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ends: list[object] = []
+
+    def call() -> None:
+        try:
+            ends.append(write_prepared(cases(raw), out, about=ABOUT).cases)
+        except UserError as error:
+            ends.append(str(error))
+
+    threads = [threading.Thread(target=call) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(ends) == 6
+    assert all(end == 12 or "another process is writing" in str(end) for end in ends), ends
+    write_prepared(cases(raw), tmp_path / "whole", about=ABOUT)
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_a_kill_at_the_very_start_leaves_a_folder_that_can_be_used(raw: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".lock").write_text("")
+    (out / f".{PARTIAL}.abc.tmp").write_text("{")
+    write_prepared(cases(raw), out, about=ABOUT)
+    write_prepared(cases(raw), tmp_path / "whole", about=ABOUT)
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_what_was_left_out_is_said_again(raw: Path, tmp_path: Path) -> None:
+    mixed = [*cases(raw, 3), bad(raw, "size")]
+    assert write_prepared(mixed, tmp_path / "out", about=ABOUT, skip_bad=True).warnings == ()
+    again = write_prepared(mixed, tmp_path / "out", about=ABOUT, skip_bad=True)
+    assert again.warnings == (
+        f"1 cases were left out as bad by an earlier call: to read them again, delete {tmp_path / 'out'}",
+    )

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from vlsm_adapter.data.describing.classes import Classes
 from vlsm_adapter.data.describing.colours import BASIC, lab
 from vlsm_adapter.data.describing.measure import COLOUR_REACH, COLOURS, GREY_WORDS, POSITIONS, SHAPES, SIZES, describe
 from vlsm_adapter.data.describing.phrases import places_in
-from vlsm_adapter.data.probes import ABSENT, OPPOSITES, PAIRS, TEMPLATES, Planner
+from vlsm_adapter.data.probes import ABSENT, MOST_OVERLAP, OPPOSITES, PAIRS, TEMPLATES, Pair, Planner
 from vlsm_adapter.errors import DataError
+from vlsm_adapter.metrics import dice
 from vlsm_adapter.types import Record
 
 CLASSES = Classes.load()
@@ -108,21 +110,60 @@ def test_opposites_are_words_of_ours_and_false_wherever_the_word_is_said() -> No
             assert apart > COLOUR_REACH, (word, other, apart)
 
 
-def test_a_class_that_the_image_lacks_is_preferred_then_one_with_its_own_mask() -> None:
+def test_a_class_that_the_image_lacks_is_preferred_then_one_with_its_own_mask(tmp_path: Path) -> None:
     left = record("l", "Left atrium cavity of the heart.", "x", "la")
-    ventricle = record("v", "Left ventricular cavity of the heart.", "x", "lv")
-    mask = disc()
-    [swapped] = [
-        p for p in planner(left, ventricle).plan(left, picture(mask), mask).pairs if p.probe == "swapped_class"
-    ]
-    assert swapped.other is ventricle
-    assert "left ventricular cavity" in swapped.false
+    ventricle = beside(tmp_path, disc(70, 80), "Left ventricular cavity of the heart.")
+    [pair] = swapped(left, ventricle)
+    assert pair.other is ventricle
+    assert "left ventricular cavity" in pair.false
     muscle = record("m", "Myocardium of the heart.", "y", "m")
-    three = planner(left, ventricle, muscle)
-    [swapped] = [p for p in three.plan(left, picture(mask), mask).pairs if p.probe == "swapped_class"]
-    assert swapped.other is None
-    assert "myocardium" in swapped.false
-    assert swapped.kind == "of_the_data"
+    [pair] = swapped(left, ventricle, muscle)
+    assert pair.other is None
+    assert "myocardium" in pair.false
+    assert pair.kind == "of_the_data"
+
+
+def beside(folder: Path, mask: np.ndarray, p1: str) -> Record:
+    """Another class of image ``x``, whose mask is a file."""
+    file = folder / f"{p1[:8]}.png"
+    Image.fromarray(mask.astype(np.uint8) * 255).save(file)
+    return Record(p1, Path("/x.png"), file, {"p1": (p1,)})
+
+
+def swapped(one: Record, *others: Record) -> list[Pair]:
+    mask = disc()
+    return [p for p in planner(one, *others).plan(one, picture(mask), mask).pairs if p.probe == "swapped_class"]
+
+
+def test_a_class_that_overlaps_the_object_is_not_swapped(tmp_path: Path) -> None:
+    heart = record("h", "Cardiomegaly", "x", "h")
+    holds_it = beside(tmp_path, disc(radius=16), "Enlarged Cardiomediastinum")
+    lung = beside(tmp_path, disc(80, 100), "Lung Opacity")
+    touching = beside(tmp_path, disc(40, 20), "Edema")
+    assert 0 < dice(disc(40, 20), disc()) < MOST_OVERLAP
+    assert [pair for pair in swapped(heart, holds_it) if pair.kind == "of_the_data"] == []
+    chosen = set()
+    for number in range(20):  # whatever is drawn first
+        one = record(f"h{number}", "Cardiomegaly", "x", "h")
+        [pair] = swapped(one, holds_it, lung, touching)
+        assert pair.other is not None
+        assert pair.kind == "of_the_data"
+        chosen.add(pair.other.case_id)
+    assert chosen == {"Lung Opacity", "Edema"}
+
+
+@pytest.mark.parametrize("damage", ["gone", "not a picture", "another size", "no mask"])
+def test_a_mask_that_cannot_be_used_is_not_the_right_answer(tmp_path: Path, damage: str) -> None:
+    heart = record("h", "Cardiomegaly", "x", "h")
+    lung = beside(tmp_path, disc(80, 100, size=(90, 120) if damage == "another size" else (100, 120)), "Lung Opacity")
+    assert lung.mask is not None
+    if damage == "gone":
+        lung.mask.unlink()
+    elif damage == "not a picture":
+        lung.mask.write_bytes(b"\x89PNG broken")
+    elif damage == "no mask":
+        lung = Record(lung.case_id, lung.image, None, lung.prompts)
+    assert [pair for pair in swapped(heart, lung) if pair.kind == "of_the_data"] == []
 
 
 def test_what_cannot_be_known_is_not_asked() -> None:

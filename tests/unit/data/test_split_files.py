@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlsm_adapter.config import RunConfig
-from vlsm_adapter.data.cases import load_cases
+from vlsm_adapter.data.cases import load_cases, load_undivided
 from vlsm_adapter.data.division import Division
 from vlsm_adapter.data.records import load_records
 from vlsm_adapter.data.split_files import SplitFile, read_split_file, write_split_file, write_splits
+from vlsm_adapter.data.splits import assign_splits
 from vlsm_adapter.errors import ConfigError, DataError, UserError
 from vlsm_adapter.types import Record
 
@@ -186,6 +187,87 @@ def test_a_bad_mask_is_told_by_the_checks_and_may_be_left_out(data: Path) -> Non
     cases = load_cases(data, division=Division(fold="1/3"), skip_bad=True)
     assert len(cases.all) == 29
     assert [case.case_id for case in cases.skipped] == ["c3"]
+
+
+def test_a_split_file_that_divides_patients_is_told(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    records, _ = load_records(data)
+    half = [replace(record, split=("train", "test")[number % 2]) for number, record in enumerate(records)]
+    write_split_file(tmp_path / "split.json", half, {})
+    caplog.clear()
+    load_cases(data, division=Division(split_file=str(tmp_path / "split.json")))
+    assert "15 group(s) stand in more than one split" in caplog.text
+    assert "split.json" in caplog.text
+    write_split_file(tmp_path / "whole.json", records, {})
+    caplog.clear()
+    load_cases(data, division=Division(split_file=str(tmp_path / "whole.json")))
+    assert caplog.text == ""
+
+
+def test_data_without_splits_is_divided_as_asked(data: Path, tmp_path: Path) -> None:
+    records, left_out = load_undivided(data)
+    assert {record.split for record in records} == {None}
+    assert left_out == set()
+    read = []
+    for seed in (0, 5):
+        (made,) = write_splits(records, tmp_path / str(seed), seed=seed)
+        (same,) = write_splits(records, tmp_path / f"{seed}-again", seed=seed, fractions=(0.7, 0.1, 0.2))
+        assert made.path.read_bytes() == same.path.read_bytes()
+        read.append(read_split_file(made.path))
+        assert read[-1].about == {"stratify": "size", "seed": seed, "fractions": [0.7, 0.1, 0.2]}
+    assert read[0].split_of != read[1].split_of
+    (plain,) = write_splits(records, tmp_path / "plain", seed=5, stratify=False)
+    assert read_split_file(plain.path).about["stratify"] == "none"
+    assert read_split_file(plain.path).split_of == splits(assign_splits(records, seed=5))
+
+
+def test_the_datas_own_splits_are_recorded_as_such(data: Path, tmp_path: Path) -> None:
+    records = [replace(record, split="train" if number < 20 else "test") for number, record in enumerate(some_of(data))]
+    (made,) = write_splits(records, tmp_path / "val", seed=3)
+    assert made.counts["val"] > 0
+    about = read_split_file(made.path).about
+    assert about == {"splits": "the data's own", "val": "taken from train, not stratified", "seed": 3}
+    records[1] = replace(records[1], split="val")
+    (made,) = write_splits(records, tmp_path / "own", seed=3)
+    assert read_split_file(made.path).about == {"splits": "the data's own"}
+    with pytest.raises(DataError, match="1 of 30 cases have no split"):
+        write_splits([replace(records[0], split=None), *records[1:]], tmp_path / "some")
+
+
+def some_of(data: Path) -> list[Record]:
+    return load_undivided(data)[0]
+
+
+@pytest.mark.parametrize("stratify", ["size", "none"])
+def test_a_bad_case_changes_no_other_member_of_a_subset(data: Path, tmp_path: Path, stratify: str) -> None:
+    division = Division(subset=10, stratify=stratify)
+    before = {record.case_id for record in load_cases(data, division=division).records("train")}
+    records, _ = load_undivided(data)
+    options = {"subsets": [10], "folds": 3, "stratify": stratify == "size"}
+    write_splits(records, tmp_path / "before", **options)  # type: ignore[arg-type]
+    for name in sorted(before)[:2]:
+        (data / "images" / f"{name[1:]}.png").write_bytes(b"")
+        cases = load_cases(data, division=division, skip_bad=True)
+        before.remove(name)
+        assert {record.case_id for record in cases.records("train")} == before
+    records, left_out = load_undivided(data, skip_bad=True)
+    assert len(left_out) == 2
+    for file in write_splits(records, tmp_path / "after", left_out=left_out, **options):  # type: ignore[arg-type]
+        whole = read_split_file(tmp_path / "before" / file.path.name).split_of
+        assert read_split_file(file.path).split_of == {
+            name: split for name, split in whole.items() if name not in left_out
+        }
+
+
+def test_a_case_listed_twice_is_not_left_out(data: Path) -> None:
+    lines = (data / "records.jsonl").read_text().splitlines()
+    row = json.loads(lines[0])
+    del row["case_id"]
+    (data / "records.jsonl").write_text("\n".join([json.dumps(row), json.dumps(row), *lines[1:]]))
+    records, left_out = load_undivided(data, skip_bad=True)
+    assert len(records) == 30
+    assert not left_out & {record.case_id for record in records}
 
 
 # Configuration

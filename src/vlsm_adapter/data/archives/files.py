@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from vlsm_adapter.data.digests import checksum_of_file
 from vlsm_adapter.data.entries import MAX_NAME, shown
 from vlsm_adapter.errors import DataError, UserError, one_line
 
@@ -51,6 +52,7 @@ class TreeFile:
         where: the tree, for messages.
         folder_path: where it lies on disk, if it does.
         read: reads all of it, with whatever errors; ``read_bytes`` is what to call.
+        listed_checksum: the CRC-32 that the archive lists for it, which ``read`` has checked; None where it lists none.
     """
 
     path: str
@@ -58,6 +60,7 @@ class TreeFile:
     where: str
     folder_path: Path | None
     read: Callable[[], bytes]
+    listed_checksum: int | None = None
 
     @property
     def name(self) -> str:
@@ -105,6 +108,29 @@ class TreeFile:
             ValueError,
         ) as error:
             raise DataError(f"{self}: cannot be read ({one_line(error)}): fetch the archive again") from None
+
+    def read_start(self, size: int) -> bytes:
+        """Its first ``size`` bytes, or all of it; only an archived file is read to its end.
+
+        Raises:
+            DataError: as ``read_bytes``.
+        """
+        if self.folder_path is None:
+            return self.read_bytes()[:size]
+        try:
+            with self.folder_path.open("rb") as stream:
+                return stream.read(size)
+        except OSError as error:
+            raise DataError(f"{self}: cannot be read ({one_line(error)}): fetch the file again") from None
+
+    def checksum(self) -> int:
+        """CRC-32 of its content, -1 where it cannot be read."""
+        if self.listed_checksum is not None:
+            return self.listed_checksum
+        try:
+            return zlib.crc32(self.read_bytes()) if self.folder_path is None else checksum_of_file(self.folder_path)
+        except (OSError, DataError):
+            return -1
 
     def read_text(self) -> str:
         """All of it as text; a byte order mark is dropped.

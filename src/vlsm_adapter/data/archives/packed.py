@@ -74,7 +74,8 @@ def _zip_files(path: Path, limits: Limits, stack: contextlib.ExitStack) -> list[
             raise DataError(f"{path}: holds two files called {shown(name)}: damaged; fetch it again")
         taken.add(name)
         check_file(f"{path}: {name}", entry.file_size, limits)
-        files.append(TreeFile(name, entry.file_size, str(path), None, functools.partial(_read_zipped, archive, entry)))
+        read = functools.partial(_read_zipped, archive, entry)
+        files.append(TreeFile(name, entry.file_size, str(path), None, read, entry.CRC))
     check_total(path, sum(file.size for file in files), path.stat().st_size, limits)
     return files
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from vlsm_adapter.data.archives.files import DEFAULT, Limits, TreeFile, check_count, is_junk
 from vlsm_adapter.data.archives.packed import TAR, ZIP, archive_files, archive_stem
+from vlsm_adapter.data.digests import digest_of_checksums
 from vlsm_adapter.data.entries import shown
 from vlsm_adapter.data.layouts import natural_key
 from vlsm_adapter.errors import DataError
@@ -47,6 +50,17 @@ class Tree:
         for file in self.files:
             found.setdefault(file.parent, []).append(file)
         return found
+
+    def digest(self, jobs: int = 1) -> str:
+        """A digest of all names, sizes and contents, the same for an archive and its unpacked files.
+
+        Files that no zip archive lists with their checksum are read, with ``jobs`` threads.
+        """
+        with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
+            checksums = list(pool.map(TreeFile.checksum, self.files))
+        return digest_of_checksums(
+            (file.path, file.size, checksum) for file, checksum in zip(self.files, checksums, strict=True)
+        )
 
     def top(self, most: int = 6) -> str:
         """What lies at the top, for messages."""
@@ -117,7 +131,7 @@ def _folder_files(root: Path, limits: Limits, stack: contextlib.ExitStack) -> li
             continue  # unpacked beside the archive
         for packed in without_top_folder(archive_files(archive, limits, stack))[0]:
             path = (inside / packed.path).as_posix()
-            files.append(TreeFile(path, packed.size, str(archive), None, packed.read))
+            files.append(replace(packed, path=path, where=str(archive)))
         check_count(root, len(files), limits)
     return files
 
@@ -128,8 +142,5 @@ def without_top_folder(files: list[TreeFile]) -> tuple[list[TreeFile], list[str]
     depth = 0
     while all(len(path) > depth + 1 for path in parts) and len({path[depth] for path in parts}) == 1:
         depth += 1
-    bare = [
-        TreeFile("/".join(path[depth:]), file.size, file.where, file.folder_path, file.read)
-        for file, path in zip(files, parts, strict=True)
-    ]
+    bare = [replace(file, path="/".join(path[depth:])) for file, path in zip(files, parts, strict=True)]
     return bare, parts[0][:depth]

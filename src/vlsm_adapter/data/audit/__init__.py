@@ -4,6 +4,6 @@
 """
 
 from vlsm_adapter.data.audit.findings import Evidence, Finding
-from vlsm_adapter.data.audit.run import Audit, check_data, write_audit
+from vlsm_adapter.data.audit.run import Audit, check_data, write_audit, write_groups
 
-__all__ = ["Audit", "Evidence", "Finding", "check_data", "write_audit"]
+__all__ = ["Audit", "Evidence", "Finding", "check_data", "write_audit", "write_groups"]

@@ -10,7 +10,7 @@ images are 50 million pairs, under a second.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from vlsm_adapter.data.audit.findings import Evidence, Finding, plural
 from vlsm_adapter.data.audit.pixels import Look
 from vlsm_adapter.data.audit.reading import Case
 from vlsm_adapter.data.audit.sizes import split_order
+from vlsm_adapter.data.group_files import connected
 
 # Bits of 64 by which the hashes of a candidate pair may differ. Two independent pictures differ in 32 on average (standard
 # deviation 4 where bits are independent); a picture saved anew, brightened or cropped by a few pixels in 0 to 14.
@@ -73,11 +74,13 @@ def perceptual_hash(small: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.packbits(bits, axis=1)).view(np.uint64).reshape(len(small))
 
 
-def near_duplicates(small: np.ndarray) -> list[Pair]:
+def near_duplicates(small: np.ndarray, on_limit: Callable[[int], None] | None = None) -> list[Pair]:
     """Pairs of pictures that are the same but for size, compression, brightness, mirroring or quarter turns.
 
     Args:
         small: uint8 (N, S, S) grey copies, none of them blank.
+        on_limit: called with the number of bits where there are so many candidates that not all within ``MAX_BITS`` are
+            looked at.
 
     Returns:
         Each pair once, ``first < second``, with the best of the eight orientations.
@@ -94,7 +97,7 @@ def near_duplicates(small: np.ndarray) -> list[Pair]:
     for number, how in enumerate(_TURNS):
         turned, turned_fine = _turned(values, number), _turned(fine, number)
         hashes = base if number == 0 else perceptual_hash(_turned(small, number))
-        for first, second in _candidates(base, hashes):
+        for first, second in _candidates(base, hashes, on_limit):
             whole = _correlations(values, turned, first, second)
             likely = whole >= MIN_CORRELATION
             first, second, whole = first[likely], second[likely], whole[likely]
@@ -125,8 +128,10 @@ def _turned(pictures: np.ndarray, number: int) -> np.ndarray:
     return pictures
 
 
-def _candidates(hashes: np.ndarray, turned: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Index pairs i < j whose hashes differ in at most MAX_BITS, in portions."""
+def _candidates(
+    hashes: np.ndarray, turned: np.ndarray, on_limit: Callable[[int], None] | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Index pairs i < j whose hashes differ in at most MAX_BITS, in portions; fewer bits past _MAX_CANDIDATES."""
     limit, given = MAX_BITS, 0
     for start in range(0, len(hashes), _ROWS):
         distance = np.bitwise_count(hashes[start : start + _ROWS, None] ^ turned[None, start:])
@@ -137,6 +142,8 @@ def _candidates(hashes: np.ndarray, turned: np.ndarray) -> Iterator[tuple[np.nda
                 break
             limit -= 2  # thousands of near-equal pictures (frames of one video): only the nearest are worth a look
         given += int(np.count_nonzero(ahead))
+        if limit < MAX_BITS and on_limit is not None:
+            on_limit(limit)
         if ahead.any():
             yield rows[ahead] + start, columns[ahead] + start
 
@@ -148,54 +155,95 @@ def _correlations(values: np.ndarray, turned: np.ndarray, first: np.ndarray, sec
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 
-def duplicate_findings(cases: Sequence[Case], looks: Mapping[str, Look]) -> list[Finding]:
-    """Duplicates of images and of masks, across splits and within them."""
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """Sets of cases that show the same picture.
+
+    Attributes:
+        exact: equal pixels in several files.
+        near: nearly the same pictures, one case for each set of exact copies.
+        remarks: id of the first case of a near set to how its pictures are alike.
+        groups: case ids of exact and near copies together, joined where they share a picture, with all cases of an image.
+        limit: bits of the hash within which all pairs were compared; below ``MAX_BITS`` copies may be missing.
+    """
+
+    exact: list[list[Case]]
+    near: list[list[Case]]
+    remarks: dict[str, str]
+    groups: list[tuple[str, ...]]
+    limit: int = MAX_BITS
+
+
+def find_copies(cases: Sequence[Case], looks: Mapping[str, Look]) -> Copies:
+    """Compare all pictures with each other."""
     first_of: dict[str, Case] = {}
     for case in cases:  # several masks may share an image file, and a case may be listed in several splits
         if looks[case.id].image_hash:
             first_of.setdefault(f"{case.split}\0{case.record.image}", case)
-    shown = list(first_of.values())
     exact: dict[bytes, list[Case]] = {}
-    for case in shown:
+    for case in first_of.values():
         exact.setdefault(looks[case.id].image_hash, []).append(case)
     # The same file in two splits is found by its name.
     copies = [found for found in exact.values() if len({case.record.image for case in found}) > 1]
-    near, remarks = _near(list({found[0].record.image: found[0] for found in exact.values()}.values()), looks)
-    turned = {case for case, how in remarks.items() if not how.startswith("correlation")}
+    limits = [MAX_BITS]
+    one_each = list({found[0].record.image: found[0] for found in exact.values()}.values())
+    near, remarks = _near(one_each, looks, limits.append)
+    showing: dict[bytes, list[str]] = {}
+    for case in cases:
+        if looks[case.id].image_hash:
+            showing.setdefault(looks[case.id].image_hash, []).append(case.id)
+    sets = [[name for case in found for name in showing[looks[case.id].image_hash]] for found in [*copies, *near]]
+    return Copies(copies, near, remarks, connected(sets), min(limits))
+
+
+def duplicate_findings(cases: Sequence[Case], looks: Mapping[str, Look], copies: Copies | None = None) -> list[Finding]:
+    """Duplicates of images and of masks, across splits and within them; ``copies`` of ``find_copies`` where known."""
+    copies = copies or find_copies(cases, looks)
+    turned = {case for case, how in copies.remarks.items() if not how.startswith("correlation")}
     return [
-        *contradicting_duplicates([*copies, *near], looks, turned),
-        *_report(copies, looks, "duplicate", "an exact copy", {}),
-        *_report(near, looks, "near-duplicate", "nearly the same picture", remarks),
+        *contradicting_duplicates([*copies.exact, *copies.near], looks, turned),
+        *_report(copies.exact, looks, "duplicate", "an exact copy", {}),
+        *_report(copies.near, looks, "near-duplicate", "nearly the same picture", copies.remarks),
+        *_not_compared(copies.limit),
         *_mask_copies(cases, looks),
     ]
 
 
-def _near(cases: list[Case], looks: Mapping[str, Look]) -> tuple[list[list[Case]], dict[str, str]]:
+def _not_compared(limit: int) -> list[Finding]:
+    if limit >= MAX_BITS:
+        return []
+    return [
+        Finding(
+            "note",
+            "near-duplicates-limited",
+            f"over {_MAX_CANDIDATES:,} pairs of pictures look alike at first sight: of the rest only pairs whose hashes "
+            f"differ in {limit} bits or fewer, not {MAX_BITS}, were compared, so near-duplicates may be missing",
+            advice="check the data in parts, for instance one recording or one hospital at a time",
+        )
+    ]
+
+
+def _near(
+    cases: list[Case], looks: Mapping[str, Look], on_limit: Callable[[int], None]
+) -> tuple[list[list[Case]], dict[str, str]]:
     """Sets of nearly the same pictures, and for the first of each how they are alike."""
     cases = [case for case in cases if looks[case.id].contrast >= _MIN_CONTRAST]
     if len(cases) < 2:
         return [], {}
-    pairs = near_duplicates(np.stack([_small(looks[case.id]) for case in cases]))
+    pairs = near_duplicates(np.stack([_small(looks[case.id]) for case in cases]), on_limit)
     # Joined to sets, so that ten frames of one scene are one line and not 45.
-    parent = list(range(len(cases)))
-
-    def root(index: int) -> int:
-        while parent[index] != index:
-            parent[index] = parent[parent[index]]
-            index = parent[index]
-        return index
-
-    for pair in pairs:
-        parent[root(pair.second)] = root(pair.first)
-    sets: dict[int, list[Case]] = {}
-    why: dict[int, str] = {}
-    for index, case in enumerate(cases):
-        sets.setdefault(root(index), []).append(case)
+    place = {case.id: index for index, case in enumerate(cases)}
+    names = connected([(cases[pair.first].id, cases[pair.second].id) for pair in pairs])
+    sets = sorted(
+        (sorted((cases[place[name]] for name in found), key=lambda case: place[case.id]) for found in names),
+        key=lambda found: place[found[0].id],
+    )
+    first_of = {case.id: found[0].id for found in sets for case in found}
+    remarks: dict[str, str] = {}
     for pair in pairs:
         how = f"{pair.how}, " if pair.how else ""
-        why.setdefault(root(pair.first), f"{how}correlation {pair.correlation:.3f}")
-    joined = {index: found for index, found in sets.items() if len(found) > 1}
-    return list(joined.values()), {found[0].id: why[index] for index, found in joined.items()}
+        remarks.setdefault(first_of[cases[pair.first].id], f"{how}correlation {pair.correlation:.3f}")
+    return sets, remarks
 
 
 def _small(look: Look) -> np.ndarray:

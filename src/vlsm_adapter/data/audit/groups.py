@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -20,6 +20,7 @@ import numpy as np
 from vlsm_adapter.data.audit.findings import Evidence, Finding, percent, plural
 from vlsm_adapter.data.audit.pixels import Look
 from vlsm_adapter.data.audit.reading import Box, Case
+from vlsm_adapter.data.audit.sizes import split_order
 
 T = TypeVar("T")
 
@@ -167,16 +168,20 @@ def _neighbours(cases: Sequence[Case], looks: Mapping[str, Look]) -> list[Findin
         for step in range(1, _NEAR + 1)
         if number + step in frames
     ]
-    divided = [pair for pair in near if pair[0].split != pair[1].split]
-    tested = [case for frames in series.values() for case in frames.values() if case.split == "test"]
-    leaking = {
-        case.id
-        for pair in divided
-        for case, other in (pair, pair[::-1])
-        if case.split == "test" and other.split in ("train", "no split")
-    }
-    if not divided or not leaking:
+    divided = [pair for pair in near if _side(pair[0]) != _side(pair[1])]
+    if not divided:
         return []
+    numbered = Counter(_side(case) for frames in series.values() for case in frames.values())
+    # (where the neighbour is, where the case is scored) to the pairs: val is scored against train, test against both.
+    between: dict[tuple[str, str], list[tuple[Case, Case]]] = defaultdict(list)
+    for pair in divided:
+        learnt, scored = sorted(map(_side, pair), key=split_order)
+        between[learnt, scored].append(pair)
+    order = sorted(between, key=lambda splits: (splits != ("train", "test"), *map(split_order, splits)))
+    counts = {
+        splits: len({case.id for pair in between[splits] for case in pair if _side(case) == splits[1]})
+        for splits in order
+    }
     likeness = _likeness(near, cases, looks)
     told = (
         f"; {likeness.what} of neighbours agree by {likeness.neighbours:.2f}, of random pairs by {likeness.random:.2f} "
@@ -192,24 +197,34 @@ def _neighbours(cases: Sequence[Case], looks: Mapping[str, Look]) -> list[Findin
         if not likeness
         else ("so neighbouring numbers hardly belong together")
     )
-    severity = "warning" if telling or (likeness is None and 2 * len(leaking) >= len(tested)) else "note"
+    half = any(2 * count >= numbered[scored] for (_, scored), count in counts.items())
+    severity = "warning" if telling or (likeness is None and half) else "note"
     evidence = [
         Evidence((case.id, other.id), f"{case.name} ({case.split}), {other.name} ({other.split})")
-        for case, other in divided
-        if case.id in leaking or other.id in leaking
+        for splits in order
+        for case, other in between[splits]
+    ]
+    told_counts = [
+        f"{count} of {numbered[scored]} numbered {scored} cases ({percent(count, numbered[scored])}) have a case of the "
+        f"next number in {learnt}"
+        for (learnt, scored), count in counts.items()
     ]
     return [
         Finding(
             severity,
             "neighbours-across-splits",
-            f"{len(leaking)} of {len(tested)} numbered test cases ({percent(len(leaking), len(tested))}) have a case of "
-            f"the next number in train{told}: {guess}",
+            f"{', '.join(told_counts)}{told}: {guess}",
             tuple(evidence),
             "split by recording; ask the owners which numbers belong together"
             if telling
             else "nothing, unless the numbers are frames of a recording",
         )
     ]
+
+
+def _side(case: Case) -> str:
+    """The split; a case without one may be trained on."""
+    return "train" if case.split == "no split" else case.split
 
 
 def _likeness(near: Sequence[tuple[Case, Case]], cases: Sequence[Case], looks: Mapping[str, Look]) -> Likeness | None:

@@ -12,13 +12,21 @@ from typing import Any
 
 from vlsm_adapter import files
 from vlsm_adapter.data.audit.classes import class_findings
-from vlsm_adapter.data.audit.duplicates import duplicate_findings
+from vlsm_adapter.data.audit.duplicates import (
+    MAX_BITS,
+    MIN_CORRELATION,
+    MIN_FINE_CORRELATION,
+    duplicate_findings,
+    find_copies,
+)
 from vlsm_adapter.data.audit.findings import SEVERITIES, Evidence, Finding, by_severity, plural
 from vlsm_adapter.data.audit.groups import group_findings
 from vlsm_adapter.data.audit.pixels import Look, look_at_all, pixel_findings
 from vlsm_adapter.data.audit.reading import Case, DataSet, read_data
 from vlsm_adapter.data.audit.sizes import size_findings, split_order
 from vlsm_adapter.data.audit.words import word_findings
+from vlsm_adapter.data.group_files import write_group_file
+from vlsm_adapter.errors import DataError
 
 #: A context manager that takes a description and a total and gives a function called with the number done.
 Bar = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
@@ -29,11 +37,15 @@ _SHOWN = 3
 
 @dataclass(slots=True)
 class SetAudit:
-    """One data set, what its files hold (empty for annotations alone), and the findings, the worst first."""
+    """One data set, what its files hold (empty for annotations alone), and the findings, the worst first.
+
+    ``copies`` are sets of case ids that show one picture, exactly or nearly (``duplicates.Copies.groups``).
+    """
 
     data: DataSet
     looks: dict[str, Look] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    copies: list[tuple[str, ...]] = field(default_factory=list)
 
     def counts(self) -> dict[str, int]:
         """Split to number of cases, in the usual order."""
@@ -125,19 +137,24 @@ def check_data(
         if data.with_images:
             with (bar or _no_bar)(f"looking at {data.name}", len(data.cases)) as advance:
                 looks = look_at_all(data.cases, thumbnails=thumbnails, workers=workers, progress=advance)
-        audits.append(SetAudit(data, looks, by_severity(_checks(data, looks))))
+        found, copies = _checks(data, looks)
+        audits.append(SetAudit(data, looks, by_severity(found), copies))
     return Audit(str(path), audits, _between([one.data for one in audits]))
 
 
-def _checks(data: DataSet, looks: dict[str, Look]) -> list[Finding]:
+def _checks(data: DataSet, looks: dict[str, Look]) -> tuple[list[Finding], list[tuple[str, ...]]]:
     cases = data.cases
     found = list(data.findings)
+    groups: list[tuple[str, ...]] = []
     if data.with_images:
-        found += [*pixel_findings(cases, looks), *duplicate_findings(cases, looks), *size_findings(cases, looks)]
+        copies = find_copies(cases, looks)
+        groups = copies.groups
+        found += pixel_findings(cases, looks)
+        found += [*duplicate_findings(cases, looks, copies), *size_findings(cases, looks)]
     found += group_findings(cases, looks)
     if data.with_words:
         found += [*word_findings(cases, looks), *class_findings(cases)]
-    return found
+    return found, groups
 
 
 def _between(sets: Sequence[DataSet]) -> list[Finding]:
@@ -184,6 +201,27 @@ def _text(finding: Finding) -> Iterator[str]:
 
 def _cut(text: str) -> str:
     return text if len(text) <= 160 else text[:157] + "..."
+
+
+def write_groups(audit: Audit, out: str | os.PathLike[str]) -> int:
+    """Write the copies that an audit found as a group file (``group_files``) for ``vlsm data split``.
+
+    Returns:
+        The number of groups.
+
+    Raises:
+        DataError: several data sets, or annotations without images; or ``out`` is there and is no group file.
+        UserError: it cannot be written.
+    """
+    if len(audit.sets) != 1 or not audit.sets[0].data.with_images:
+        raise DataError(f"{audit.where}: copies are found in the images of one data set: give its folder, with images")
+    (one,) = audit.sets
+    limits = {
+        "max_hash_bits": MAX_BITS,
+        "min_correlation": MIN_CORRELATION,
+        "min_fine_correlation": MIN_FINE_CORRELATION,
+    }
+    return write_group_file(out, one.copies, one.data.name, {"made_by": "vlsm data check", **limits})
 
 
 def write_audit(audit: Audit, out: str | os.PathLike[str]) -> Path:

@@ -6,9 +6,7 @@ case, so that ``--skip-bad`` means the same for every format.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -23,7 +21,6 @@ from vlsm_adapter.errors import DataError
 from vlsm_adapter.types import Record, Skipped
 
 _MAX_ID_BYTES = 150  # the writer puts more behind it, and file systems stop at 255
-_END = 128 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,38 +196,3 @@ def stem_of(name: str) -> str:
             return name[: -len(ending)]
     ending = PurePosixPath(name).suffix
     return name[: -len(ending)] if ending.lower() in IMAGE_SUFFIXES else name
-
-
-def digest_of_files(files: Iterable[Path], root: Path, also: str = "") -> str:
-    """A digest of names (relative to ``root`` where they are below it), sizes and contents; another for other files.
-
-    Of a file over 256 KiB its two ends stand for its content: a gzip file ends with the checksum of all of it.
-    """
-    state = hashlib.blake2b(also.encode("utf-8", "surrogatepass"), digest_size=16)
-    for file in sorted(set(files)):
-        name = file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
-        ends, size = b"", -1  # a file that cannot be read is refused later, with its reason
-        with contextlib.suppress(OSError):
-            if file.is_file():  # to open a pipe would wait for ever
-                size, ends = _size_and_ends(file)
-        state.update(f"{name}\0{size}\0".encode("utf-8", "surrogatepass"))
-        state.update(hashlib.blake2b(ends, digest_size=16).digest())
-    return state.hexdigest()
-
-
-def _size_and_ends(file: Path) -> tuple[int, bytes]:
-    with file.open("rb") as stream:
-        size = os.fstat(stream.fileno()).st_size
-        if size <= 2 * _END:
-            return size, stream.read()
-        start = stream.read(_END)
-        stream.seek(-_END, os.SEEK_END)
-        return size, start + stream.read()
-
-
-def digest_of_text(*texts: str) -> str:
-    """A digest of the contents of list files."""
-    state = hashlib.blake2b(digest_size=16)
-    for text in texts:
-        state.update(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest())
-    return state.hexdigest()

@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vlsm_adapter.data import rle
+from vlsm_adapter.data.digests import digest_of_files, digest_of_text
 from vlsm_adapter.data.entries import Entry, kind_of, parse_json, read_text, real_folder, shown, unsafe_name
 from vlsm_adapter.data.images import header_size
-from vlsm_adapter.data.importing import polygons, rle
+from vlsm_adapter.data.importing import polygons
 from vlsm_adapter.data.importing.base import (
     DROPPED,
     Item,
     Plan,
     bad_item,
     case_name,
-    digest_of_files,
-    digest_of_text,
     short_ids,
 )
 from vlsm_adapter.data.importing.classes import Key, LabelClass

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from vlsm_adapter.data.digests import digest_of_files
 from vlsm_adapter.data.entries import real_folder
-from vlsm_adapter.data.importing.base import Plan, digest_of_files, record_items, skipped_items
+from vlsm_adapter.data.importing.base import Plan, record_items, skipped_items
 from vlsm_adapter.data.importing.options import Options
 from vlsm_adapter.data.layouts import MANIFESTS, Collector, has_flat_pairs, image_files, pair_folders, plain_folders
 from vlsm_adapter.data.naming import finish

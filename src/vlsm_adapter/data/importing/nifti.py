@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vlsm_adapter.data.digests import digest_of_files
 from vlsm_adapter.data.entries import parse_json, read_text, real_folder, shown, unsafe_name
 from vlsm_adapter.data.importing.base import (
     DROPPED,
@@ -21,15 +22,14 @@ from vlsm_adapter.data.importing.base import (
     Plan,
     bad_item,
     case_name,
-    digest_of_files,
     stem_of,
 )
 from vlsm_adapter.data.importing.classes import ClassTable, LabelClass, table_of
 from vlsm_adapter.data.importing.multilabel import check_values, present_values
 from vlsm_adapter.data.importing.options import Options
-from vlsm_adapter.data.importing.volumes import Slicing, Volume, is_volume, to_8_bit
 from vlsm_adapter.data.layouts import MASK_ENDING, Draft, natural_key, plain_folders
 from vlsm_adapter.data.prepared import RawCase
+from vlsm_adapter.data.volumes import Slicing, Volume, is_volume, to_8_bit
 from vlsm_adapter.errors import DataError
 
 _CHANNEL = re.compile(r"_([0-9]{4})$")

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from vlsm_adapter.data.digests import digest_of_files
 from vlsm_adapter.data.entries import Entry, parse_json, read_text, real_folder, shown
-from vlsm_adapter.data.importing.base import Item, Plan, digest_of_files, record_items, skipped_items
+from vlsm_adapter.data.importing.base import Item, Plan, record_items, skipped_items
 from vlsm_adapter.data.importing.multilabel import label_items, need_table
 from vlsm_adapter.data.importing.options import Options, spacing_of
 from vlsm_adapter.data.layouts import IMAGE_FOLDERS, MASK_FOLDERS, Collector, Draft

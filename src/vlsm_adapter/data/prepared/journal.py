@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,17 @@ from vlsm_adapter.data.entries import shown
 from vlsm_adapter.data.prepared.card import About
 from vlsm_adapter.data.prepared.files import Stored, unwritable
 from vlsm_adapter.errors import DataError
-from vlsm_adapter.files import write_text
+from vlsm_adapter.files import locked, write_text
 
 PARTIAL = "records.jsonl.partial"
+LOCK = ".lock"
 
 
 class Journal:
-    """``records.jsonl.partial``: a line that says which set this is, then a line for each finished case."""
+    """``records.jsonl.partial``: a line that says which set this is, then a line for each finished case.
+
+    Only the process that holds the lock of the folder (``alone_in``) may make one: it clears away torn files.
+    """
 
     def __init__(self, root: Path, about: About) -> None:
         self.path = root / PARTIAL
@@ -31,13 +35,14 @@ class Journal:
                 self._read(root, header)
             else:
                 _refuse_foreign(root)
-            for folder in ("images", "masks"):
-                (root / folder).mkdir(parents=True, exist_ok=True)
-                for torn in (root / folder).glob(".*.tmp"):
-                    torn.unlink()
-            # Written anew, so that a last line torn by a kill is not followed by others.
+            # Written anew, so that a last line torn by a kill is not followed by others; and before the folders, which
+            # without it would be those of somebody else.
             lines = [json.dumps(header), *(_journal_line(name, stored) for name, stored in self.finished.items())]
             write_text(self.path, "\n".join(lines) + "\n")
+            for folder in (root, root / "images", root / "masks"):
+                folder.mkdir(exist_ok=True)
+                for torn in folder.glob(".*.tmp"):
+                    torn.unlink()
             self._stream = self.path.open("a", encoding="utf-8")
         except OSError as error:
             raise unwritable(root, error) from error
@@ -56,7 +61,6 @@ class Journal:
             self.path.unlink()
             for folder in ("images", "masks"):
                 shutil.rmtree(self.path.parent / folder)
-            self.path.parent.rmdir()  # not where something else came to lie in it
 
     def add(self, case_id: str, stored: Stored) -> bool:
         """Note a finished case; whether it had been finished before."""
@@ -77,7 +81,8 @@ class Journal:
             found = None
         if found != json.loads(json.dumps(header)):
             raise DataError(
-                f"{root}: holds an unfinished set of other material or options ({PARTIAL}): delete it or choose another folder"
+                f"{root}: holds an unfinished set of other material or options ({PARTIAL}), or the material has changed since: "
+                "delete it or choose another folder"
             )
         present = {
             f"{folder}/{entry.name}"
@@ -99,8 +104,32 @@ def _journal_line(case_id: str, stored: Stored) -> str:
     return json.dumps({**row, "foreground": stored.foreground}, ensure_ascii=False)
 
 
-def _refuse_foreign(root: Path) -> None:
+@contextlib.contextmanager
+def alone_in(root: Path) -> Iterator[None]:
+    """Make the folder ``root`` and keep other processes from writing a set into it; one left empty is removed.
+
+    Raises:
+        DataError: it is a file.
+        UserError: another process writes into it, or it cannot be written.
+    """
     if root.exists() and not root.is_dir():
         raise DataError(f"{root}: is a file, a data set needs a folder: choose another one")
-    if root.is_dir() and (other := next((entry.name for entry in root.iterdir()), None)) is not None:
+    busy = f"{root}: another process is writing a data set there: wait for it or stop it, or choose another folder"
+    with contextlib.ExitStack() as stack:
+        stack.callback(_remove_if_empty, root)
+        try:
+            stack.enter_context(locked(root / LOCK, busy))
+        except OSError as error:
+            raise unwritable(root, error) from error
+        yield
+
+
+def _remove_if_empty(root: Path) -> None:
+    with contextlib.suppress(OSError):
+        root.rmdir()
+
+
+def _refuse_foreign(root: Path) -> None:
+    ours = (LOCK, *(entry.name for entry in root.glob(f".{PARTIAL}.*.tmp")))
+    if (other := next((entry.name for entry in root.iterdir() if entry.name not in ours), None)) is not None:
         raise DataError(f"{root}: holds other files ({shown(other)}): choose a new or empty folder")

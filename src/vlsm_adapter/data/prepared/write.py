@@ -9,13 +9,14 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vlsm_adapter.data.prepared.card import About, Summary, card, facts
 from vlsm_adapter.data.prepared.cases import RawCase
 from vlsm_adapter.data.prepared.files import Stored, Writer
-from vlsm_adapter.data.prepared.journal import PARTIAL, Journal
+from vlsm_adapter.data.prepared.journal import PARTIAL, Journal, alone_in
 from vlsm_adapter.data.splits import SPLITS
 from vlsm_adapter.errors import DataError
 from vlsm_adapter.files import write_json, write_text
@@ -54,11 +55,29 @@ def write_prepared(
 
     Raises:
         DataError: a foreign folder; a bad case (without ``skip_bad``); no case at all; an id given twice.
-        UserError: the folder cannot be written or the disk is full; the same call goes on from there.
+        UserError: the folder cannot be written or the disk is full, and the same call goes on from there; or another
+            process is writing into it.
     """
     root = Path(out).expanduser()
     if (done := _complete(root, about)) is not None:
         return done
+    with alone_in(root):
+        # Another process may have finished it since.
+        if (done := _complete(root, about)) is not None:
+            return done
+        return _write(cases, root, about, expected, progress, jobs, skip_bad, warnings)
+
+
+def _write(
+    cases: Iterable[RawCase],
+    root: Path,
+    about: About,
+    expected: int | None,
+    progress: Callable[[int], None] | None,
+    jobs: int,
+    skip_bad: bool,
+    warnings: Sequence[str],
+) -> Summary:
     journal = Journal(root, about)
     skipped: list[Skipped] = []
     rows: list[dict[str, Any]] = []
@@ -195,7 +214,11 @@ def _complete(root: Path, about: About) -> Summary | None:
         summary = None
     if summary is None:
         raise DataError(
-            f"{root}: holds another data set (see {_FACTS}), made of other material or options: choose a new folder or delete it"
+            f"{root}: holds another data set (see {_FACTS}), made of other material or options, or the material or the reader has changed since: "
+            "choose a new folder or delete it"
         )
     (root / PARTIAL).unlink(missing_ok=True)
+    if left_out := len(summary.skipped):
+        again = f"{left_out} cases were left out as bad by an earlier call: to read them again, delete {root}"
+        summary = replace(summary, warnings=(*summary.warnings, again))
     return summary

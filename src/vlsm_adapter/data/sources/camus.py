@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from vlsm_adapter.data.archives import Tree, TreeFile
 from vlsm_adapter.data.prepared import RawCase
-from vlsm_adapter.data.sources.base import Reading, Source, add, refusal
-from vlsm_adapter.data.sources.metaimage import Slice, read_metaimage
-from vlsm_adapter.data.sources.nifti import read_nifti_slice
+from vlsm_adapter.data.sources.base import Once, Reading, Source, add, refusal
+from vlsm_adapter.data.sources.metaimage import MAX_HEADER, Slice, metaimage_spacing, read_metaimage
+from vlsm_adapter.data.sources.nifti import read_nifti_slice, read_nifti_spacing
 from vlsm_adapter.data.sources.pictures import Mask
 from vlsm_adapter.errors import DataError
 
@@ -55,7 +55,7 @@ def _read(tree: Tree, variant: str) -> Reading:
         warnings.append(
             f"{len(without)} images have no ground truth and are left out, the first is {images[without[0]].path}"
         )
-    nifti = next(iter(images.values())).name.lower().endswith((".nii.gz", ".nii"))
+    nifti = _is_nifti(next(iter(images.values())))
     splits = _splits(tree, {patient for patient, _ in truths}, warnings)
     cases = _cases(tree, images, truths, splits, warnings)
     patients = len({patient for patient, _ in truths})
@@ -111,18 +111,18 @@ def _cases(
             without_info += info is None
             infos[path] = _info(info) if info is not None else {}
         image_id = f"{patient}_{scan}"
-        scan_of = functools.lru_cache(maxsize=1)(functools.partial(_slice, tree, image))
-        labels_of = functools.lru_cache(maxsize=1)(functools.partial(_labels, tree, truth))
-        # Three structures share one image and one file of labels: read once, however the threads take them.
+        spacing = _spacing(image)
+        # Three structures share one file of labels: read once, however many threads ask. Their image is asked for once.
+        labels = Once(functools.partial(_labels, tree, truth))
         for label, (name, words) in STRUCTURES.items():
             yield RawCase(
                 case_id=f"{image_id}_{name}",
-                image=functools.partial(_pixels, scan_of, str(image)),
-                mask=functools.partial(_structure, labels_of, label),
+                image=functools.partial(_pixels, tree, image),
+                mask=functools.partial(_structure, labels, label),
                 prompts={"p1": (words,)},
                 group=patient,
                 split=splits.get(patient),
-                spacing=_spacing(scan_of),
+                spacing=spacing,
                 attributes={"class": words, "view": view, "phase": phase, **infos[path]},
                 image_id=image_id,
                 where=str(image),
@@ -134,7 +134,7 @@ def _cases(
 
 
 def _slice(tree: Tree, file: TreeFile) -> Slice:
-    if file.name.lower().endswith((".nii.gz", ".nii")):
+    if _is_nifti(file):
         return read_nifti_slice(file)
 
     def beside(name: str) -> bytes:
@@ -146,27 +146,35 @@ def _slice(tree: Tree, file: TreeFile) -> Slice:
     return read_metaimage(file.read_bytes(), str(file), beside)
 
 
-def _spacing(scan: Callable[[], Slice]) -> tuple[float, float] | None:
-    """That of the image; None where it cannot be read, which the image itself will then say."""
+def _is_nifti(file: TreeFile) -> bool:
+    return file.name.lower().endswith((".nii.gz", ".nii"))
+
+
+def _spacing(file: TreeFile) -> tuple[float, float] | None:
+    """As the header says; None where it cannot be read, which the image itself will then say."""
     try:
-        return scan().spacing
+        if _is_nifti(file):
+            return read_nifti_spacing(file)
+        return metaimage_spacing(file.read_start(MAX_HEADER), str(file))
     except DataError:
         return None
 
 
-def _pixels(scan: Callable[[], Slice], where: str) -> npt.NDArray[np.uint8]:
-    pixels = scan().pixels
+def _pixels(tree: Tree, file: TreeFile) -> npt.NDArray[np.uint8]:
+    pixels = _slice(tree, file).pixels
     low, high = float(pixels.min()), float(pixels.max())
     if not (np.isfinite(low) and np.isfinite(high)) or low < 0 or high > 255:
-        raise DataError(f"{where}: grey values from {low:g} to {high:g}; CAMUS images have 0 to 255")
+        raise DataError(f"{file}: grey values from {low:g} to {high:g}; CAMUS images have 0 to 255")
     return np.rint(pixels).astype(np.uint8)
 
 
 def _labels(tree: Tree, file: TreeFile) -> npt.NDArray[np.uint8]:
     pixels = _slice(tree, file).pixels
-    values = set(np.unique(pixels).tolist())
-    if not values <= {0, 1, 2, 3}:
-        raise DataError(f"{file}: labels {sorted(values)[:6]}; a CAMUS ground truth has 0, 1, 2, 3")
+    values = np.unique(pixels).tolist()
+    if not set(values) <= {0, 1, 2, 3}:
+        raise DataError(
+            f"{file}: labels [{', '.join(f'{value:g}' for value in values[:6])}]; a CAMUS ground truth has 0, 1, 2, 3"
+        )
     return pixels.astype(np.uint8)
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from vlsm_adapter.data.archives import Tree, TreeFile
 from vlsm_adapter.data.entries import kind_of, parse_json, shown
-from vlsm_adapter.data.importing.rle import decode, decompress
 from vlsm_adapter.data.prepared import RawCase
+from vlsm_adapter.data.rle import decode, decompress
 from vlsm_adapter.data.sources.base import Reading, Source, add, refusal
 from vlsm_adapter.data.sources.folders import images_in
 from vlsm_adapter.data.sources.pictures import Mask, unusable

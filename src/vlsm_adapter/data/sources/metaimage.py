@@ -33,7 +33,7 @@ _TYPES = {
     "MET_FLOAT": "f4",
     "MET_DOUBLE": "f8",
 }
-_MAX_HEADER = 64 * 1024
+MAX_HEADER = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,25 @@ def read_metaimage(content: bytes, where: str, beside: Callable[[str], bytes]) -
     return Slice(pixels.astype(dtype.newbyteorder("=")), _spacing(header, where))
 
 
+def metaimage_spacing(content: bytes, where: str) -> tuple[float, float] | None:
+    """(row, column) in mm per pixel by the header of a MetaImage alone, None where it does not tell.
+
+    Args:
+        content: at least the first 64 KiB of the ``.mhd`` or ``.mha`` file.
+        where: the file, for messages.
+
+    Raises:
+        DataError: not a MetaImage, or its spacing is no list of numbers.
+    """
+    return _spacing(_header(content, where)[0], where)
+
+
 def _header(content: bytes, where: str) -> tuple[dict[str, str], bytes]:
     header: dict[str, str] = {}
     place = 0
     while True:
-        end = content.find(b"\n", place, _MAX_HEADER)
-        line = content[place : end if end >= 0 else min(len(content), _MAX_HEADER)]
+        end = content.find(b"\n", place, MAX_HEADER)
+        line = content[place : end if end >= 0 else min(len(content), MAX_HEADER)]
         place = end + 1
         key, sign, value = line.partition(b"=")
         if not sign and line.strip():

@@ -1,42 +1,47 @@
-"""Reading a NIfTI file that holds one 2D image, by nibabel (an optional dependency)."""
+"""NIfTI files that hold one 2D image each, by the reader of volumes (nibabel, an optional dependency)."""
 
 from __future__ import annotations
 
-import math
+import zlib
 
 import numpy as np
 
 from vlsm_adapter.data.archives import TreeFile
-from vlsm_adapter.data.images import MAX_PIXELS
 from vlsm_adapter.data.sources.metaimage import Slice
-from vlsm_adapter.errors import DataError, one_line
+from vlsm_adapter.data.volumes import Volume, pixel_size
+from vlsm_adapter.errors import DataError
+
+_START = 64 * 1024
+_HEADER = 1024  # of NIfTI-2 540 bytes, of NIfTI-1 348
 
 
 def read_nifti_slice(file: TreeFile) -> Slice:
     """The single slice of ``file``, upright: rows down, columns to the right, as ITK shows it.
 
     Raises:
-        DataError: nibabel is not there, the file is damaged, or it holds more than one slice.
+        DataError: the file is damaged, or it holds more than one slice.
+        ConfigError: nibabel is not installed.
     """
-    try:
-        import nibabel
-    except ImportError:
-        raise DataError(f"{file}: NIfTI needs nibabel: pip install 'vlsm-adapter[volumes]'") from None
     with file.on_disk() as path:
+        volume = Volume(path)
+        if volume.shape[2] * volume.frames != 1:
+            sizes = (*volume.shape, *([volume.frames] if volume.frames > 1 else []))
+            raise DataError(f"{path}: has {' x '.join(map(str, sizes))} elements; needed: one 2D slice")
+        pixels = volume.slicing("native").picture(volume.intensities(), 0)
+        return Slice(np.ascontiguousarray(pixels), volume.pixel_size)
+
+
+def read_nifti_spacing(file: TreeFile) -> tuple[float, float] | None:
+    """(row, column) in mm per pixel by the header alone, None where it does not tell.
+
+    Raises:
+        DataError: the file is damaged.
+        ConfigError: nibabel is not installed.
+    """
+    start = file.read_start(_START)
+    if start.startswith(b"\x1f\x8b"):
         try:
-            image = nibabel.load(path)
-            shape = tuple(int(size) for size in image.shape)
-            if len(shape) < 2 or math.prod(shape[2:]) != 1:
-                raise DataError(f"{path}: has {' x '.join(map(str, shape))} elements; needed: one 2D slice")
-            if not 0 < shape[0] * shape[1] <= MAX_PIXELS:
-                raise DataError(f"{path}: {shape[0]} x {shape[1]} pixels; at most {MAX_PIXELS} are read")
-            pixels = np.asanyarray(image.dataobj).reshape(shape[:2])
-            zooms = [float(value) for value in image.header.get_zooms()[:2]]
-        except DataError:
-            raise
-        except Exception as error:
-            # nibabel raises nearly anything on damaged files (ImageFileError, OSError, EOFError, zlib.error, ...).
-            raise DataError(f"{path}: cannot be read ({one_line(error)}): damaged or cut off; fetch it again") from None
-    # NIfTI counts columns first.
-    spacing = (zooms[1], zooms[0]) if all(1e-6 <= value <= 1e6 for value in zooms) else None
-    return Slice(np.ascontiguousarray(pixels.T), spacing)
+            start = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(start, _HEADER)
+        except zlib.error as error:
+            raise DataError(f"{file}: cannot be unpacked ({error}): damaged; fetch it again") from None
+    return pixel_size(start[:_HEADER], str(file))

@@ -13,8 +13,8 @@ from vlsm_adapter.data.sources import SOURCES, Source
 from vlsm_adapter.data.sources.annotations import join, read_annotations
 from vlsm_adapter.errors import ConfigError, nearest
 
-# Raised whenever the same archive gives other cases.
-READER_VERSION = 1
+# Raised whenever the same archive gives other cases or other rows for them.
+READER_VERSION = 2
 
 
 def prepare(
@@ -46,6 +46,7 @@ def prepare(
         UserError: ``out`` cannot be written.
     """
     source = SOURCES.get(name)
+    jobs = jobs if jobs is not None else min(os.cpu_count() or 1, 8)
     chosen = _variant(source, variant)
     published = read_annotations(annotations, name) if annotations is not None else None
     with open_tree(raw) as tree:
@@ -65,6 +66,7 @@ def prepare(
                 "variant": chosen,
                 "cases_of_release": reading.expected,
                 "files": len(tree.files),
+                "digest": tree.digest(jobs),
                 "annotations": published.digest if published is not None else None,
                 "reader": READER_VERSION,
             },
@@ -77,7 +79,7 @@ def prepare(
             about=about,
             expected=expected,
             progress=progress,
-            jobs=jobs if jobs is not None else min(os.cpu_count() or 1, 8),
+            jobs=jobs,
             skip_bad=skip_bad,
             warnings=reading.warnings,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from vlsm_adapter.data.audit.duplicates import duplicate_findings, near_duplicates, perceptual_hash
+from vlsm_adapter.data.audit import duplicates
+from vlsm_adapter.data.audit.duplicates import duplicate_findings, find_copies, near_duplicates, perceptual_hash
 from vlsm_adapter.data.audit.findings import Finding
 from vlsm_adapter.data.audit.pixels import look_at_all, shrink
 from vlsm_adapter.data.audit.reading import read_data
@@ -150,8 +152,6 @@ def test_one_mask_for_two_pictures(folder: Any, picture: Any, round_mask: Any) -
 
 
 def test_several_masks_of_one_image_are_no_duplicates(folder: Any, picture: Any, round_mask: Any) -> None:
-    import json
-
     root = folder({"train": [("a", picture(1), round_mask(), POLYP), ("b", picture(2), round_mask(radius=0.1), POLYP)]})
     entries = json.loads((root / "anns" / "train.json").read_text())
     entries[1]["img_name"] = "a.png"
@@ -162,3 +162,31 @@ def test_several_masks_of_one_image_are_no_duplicates(folder: Any, picture: Any,
 def test_few_or_none() -> None:
     assert near_duplicates(np.zeros((0, 32, 32), np.uint8)) == []
     assert near_duplicates(np.zeros((1, 32, 32), np.uint8)) == []
+
+
+def test_copies_are_joined_with_all_cases_of_an_image(folder: Any, picture: Any, round_mask: Any) -> None:
+    images = [picture(i) for i in range(4)]
+    rows = [("a", images[0]), ("a_again", images[0]), ("a_jpeg.jpg", as_jpeg(images[0], 75)), ("b", images[1])]
+    rows += [("c", images[2]), ("c_mirrored", np.ascontiguousarray(images[2][:, ::-1])), ("d", images[3])]
+    root = folder({"train": [(name, image, round_mask(), POLYP) for name, image in rows]})
+    entries = json.loads((root / "anns" / "train.json").read_text())
+    entries.append({**entries[0], "mask_name": "b.png"})  # a second mask of the image a
+    (root / "anns" / "train.json").write_text(json.dumps(entries))
+    (data,) = read_data(root)
+    copies = find_copies(data.cases, look_at_all(data.cases))
+    second = data.cases[-1].id
+    assert sorted(copies.groups) == sorted(
+        tuple(sorted(names)) for names in (("a", "a_again", "a_jpeg", second), ("c", "c_mirrored"))
+    )
+    assert copies.limit == duplicates.MAX_BITS
+
+
+def test_a_lowered_limit_is_told(folder: Any, picture: Any, round_mask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [(f"{i}.jpg", as_jpeg(picture(0), 40 + 4 * i), round_mask(radius=0.1 + i / 100), POLYP) for i in range(6)]
+    root = folder({"train": rows})
+    assert "near-duplicates-limited" not in found_in(root)
+    monkeypatch.setattr(duplicates, "_MAX_CANDIDATES", 3)
+    finding = found_in(root)["near-duplicates-limited"]
+    assert finding.severity == "note"
+    assert "over 3 pairs" in finding.message
+    assert "may be missing" in finding.message

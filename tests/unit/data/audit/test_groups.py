@@ -133,6 +133,25 @@ def test_names_alone_are_called_a_guess(new_case: Any) -> None:
     assert "a guess from file names alone" in finding.message
 
 
+def test_every_pair_of_splits_is_told_train_and_test_first(new_case: Any) -> None:
+    splits = ["train", "val", "val", "test", "train", "test", "val"]
+    finding = only(group_findings([new_case(f"{i}.png", split) for i, split in enumerate(splits)], {}))
+    told = [
+        "2 of 2 numbered test cases (100 %) have a case of the next number in train",
+        "1 of 3 numbered val cases (33 %) have a case of the next number in train",
+        "2 of 2 numbered test cases (100 %) have a case of the next number in val",
+    ]
+    assert finding.message.startswith(", ".join(told))
+    assert [one.cases for one in finding.evidence] == [("3", "4"), ("4", "5"), ("0", "1"), ("2", "3"), ("5", "6")]
+
+
+@pytest.mark.parametrize("pair", [("train", "val"), ("val", "test")])
+def test_neighbours_that_do_not_touch_train_and_test(new_case: Any, pair: tuple[str, str]) -> None:
+    finding = only(group_findings([new_case(f"{i}.png", pair[i % 2]) for i in range(12)], {}))
+    assert finding.severity == "warning"
+    assert f"6 of 6 numbered {pair[1]} cases (100 %) have a case of the next number in {pair[0]};" in finding.message
+
+
 def test_series_are_kept_apart(new_case: Any) -> None:
     cases = [new_case("1_benign.png", "train"), new_case("2_malignant.png", "test")]
     assert group_findings(cases, {}) == []

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlsm_adapter.data.importing import import_data, rle
+from vlsm_adapter.data import rle
+from vlsm_adapter.data.importing import import_data
 from vlsm_adapter.errors import DataError
 
 HEIGHT, WIDTH = 20, 30

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vlsm_adapter.data.importing.rle import compress, encode_counts
+from vlsm_adapter.data.rle import compress, encode_counts
 
 
 @dataclass

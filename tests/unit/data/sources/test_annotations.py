@@ -162,7 +162,7 @@ def test_the_real_lists_are_read_and_named_as_the_readers_name(
             Path(),
             lambda: np.zeros((1, 1), bool),
             {},
-            row.get("group"),
+            group=row.get("group"),
             attributes=row["attributes"],
             image_id=Path(row["image"]).stem,
         )

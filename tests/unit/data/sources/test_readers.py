@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -15,8 +18,10 @@ from PIL import Image
 from vlsm_adapter.data.archives import open_tree
 from vlsm_adapter.data.images import read_image, read_mask
 from vlsm_adapter.data.prepared import Summary
+from vlsm_adapter.data.sources import camus
 from vlsm_adapter.data.sources.bkai_polyp import classify
 from vlsm_adapter.data.sources.clinicdb_polyp import FRAMES, SEQUENCE_STARTS, sequence_of
+from vlsm_adapter.data.sources.metaimage import Slice
 from vlsm_adapter.data.sources.prepare import prepare
 from vlsm_adapter.errors import ConfigError, DataError
 
@@ -32,6 +37,65 @@ def mask_of(folder: Path, case_id: str) -> np.ndarray:
 
 def said(summary: Summary, text: str) -> bool:
     return any(text in line for line in summary.warnings)
+
+
+class TestChangedMaterial:
+    """A prepared set is never that of other material than the call was given."""
+
+    def test_a_replaced_mask_is_no_silent_resume(self, miniatures: ModuleType, tmp_path: Path) -> None:
+        made = miniatures.build("dfu", tmp_path)
+        out = tmp_path / "out"
+        first = prepare("dfu", made.raw, out)
+        assert prepare("dfu", made.raw, out).resumed == first.cases
+        archive = miniatures.pack(made.raw, tmp_path / "same.zip")
+        assert prepare("dfu", archive, out).resumed == first.cases, "the same material in another wrapping"
+
+        mask = sorted((made.raw / "DFUC2022_train_masks").iterdir())[0]
+        before = (out / "masks" / f"{mask.stem}.png").read_bytes()
+        content = mask.read_bytes()
+        miniatures.save(mask, ~made.truth[mask.stem])
+        changed = miniatures.pack(made.raw, tmp_path / "changed.zip")
+        for raw in (made.raw, changed):
+            with pytest.raises(DataError, match="the material or the reader has changed since") as caught:
+                prepare("dfu", raw, out)
+            assert "\n" not in str(caught.value)
+        assert (out / "masks" / f"{mask.stem}.png").read_bytes() == before
+        mask.write_bytes(content)
+        assert prepare("dfu", made.raw, out).resumed == first.cases
+
+    def test_bad_cases_are_left_out_of_the_same_material_and_repaired_material_is_told(
+        self, miniatures: ModuleType, tmp_path: Path
+    ) -> None:
+        made = miniatures.build("dfu", tmp_path)
+        out = tmp_path / "out"
+        mask = sorted((made.raw / "DFUC2022_train_masks").iterdir())[-1]
+        content = mask.read_bytes()
+        mask.write_bytes(content[: len(content) // 2])
+        with pytest.raises(DataError, match="--skip-bad"):
+            prepare("dfu", made.raw, out)
+        left_out = prepare("dfu", made.raw, out, skip_bad=True)
+        assert len(left_out.skipped) == 1
+        assert left_out.resumed > 0, "what was done before is kept"
+        mask.write_bytes(content)
+        with pytest.raises(DataError, match="choose a new folder or delete it"):
+            prepare("dfu", made.raw, out, skip_bad=True)
+
+    def test_a_change_while_stopped_is_told(self, miniatures: ModuleType, tmp_path: Path) -> None:
+        made = miniatures.build("dfu", tmp_path)
+        out = tmp_path / "out"
+
+        def stop(done: int) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            prepare("dfu", made.raw, out, progress=stop)
+        mask = sorted((made.raw / "DFUC2022_train_masks").iterdir())[0]
+        content = mask.read_bytes()
+        miniatures.save(mask, ~made.truth[mask.stem])
+        with pytest.raises(DataError, match=r"holds an unfinished set.*delete it or choose another folder"):
+            prepare("dfu", made.raw, out)
+        mask.write_bytes(content)
+        assert prepare("dfu", made.raw, out).resumed == 1
 
 
 class TestClinicDB:
@@ -337,6 +401,59 @@ class TestCAMUS:
         assert (mask_of(tmp_path / "out", row["case_id"]) == (miniatures.echo_labels(1) == 1)).all()
         assert said(summary, "have no Info_2CH.cfg or Info_4CH.cfg")
         assert said(summary, "18 cases found, 6000 expected")
+
+    @pytest.mark.parametrize("archived", [False, True])
+    def test_nifti_units_and_damage(self, miniatures: ModuleType, tmp_path: Path, archived: bool) -> None:
+        nibabel = pytest.importorskip("nibabel")
+        raw = tmp_path / "CAMUS_public"
+        place = raw / "database_nifti" / "patient0001"
+        place.mkdir(parents=True)
+        labels = miniatures.echo_labels(1)
+        for scan, ending in (("2CH_ED", "nii"), ("4CH_ED", "nii.gz"), ("2CH_ES", "nii"), ("4CH_ES", "nii.gz")):
+            for name, pixels in ((scan, miniatures.picture(1, labels == 1, colours=1)), (f"{scan}_gt", labels)):
+                image = nibabel.Nifti1Image(pixels.T, np.diag([3e-4, 2e-4, 1e-3, 1]))
+                image.header.set_xyzt_units("meter")
+                nibabel.save(image, place / f"patient0001_{name}.{ending}")
+        for name in ("2CH_ES.nii", "4CH_ES_gt.nii.gz"):
+            file = place / f"patient0001_{name}"
+            file.write_bytes(file.read_bytes()[:-200])
+        given = miniatures.pack(raw, tmp_path / "camus.zip") if archived else raw
+        with pytest.raises(DataError, match=r"patient0001_2CH_ES\.nii: cannot be read as NIfTI"):
+            prepare("camus", given, tmp_path / "other", jobs=1)
+        summary = prepare("camus", given, tmp_path / "out", skip_bad=True, jobs=3)
+        assert (summary.cases, len(summary.skipped)) == (6, 6)
+        rows = rows_of(tmp_path / "out")
+        assert all(row["spacing"] == pytest.approx([0.2, 0.3]) for row in rows.values()), "metres became millimetres"
+        assert (mask_of(tmp_path / "out", "patient0001_4CH_ED_myocardium") == (labels == 2)).all()
+
+    def test_files_are_decoded_once_and_never_by_the_thread_that_lists_cases(
+        self, miniatures: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made = miniatures.build("camus", tmp_path)
+        decoded: list[tuple[str, bool]] = []
+        plain = camus.read_metaimage
+
+        def watched(content: bytes, where: str, beside: Callable[[str], bytes]) -> Slice:
+            decoded.append((where, threading.current_thread() is threading.main_thread()))
+            time.sleep(0.005)
+            return plain(content, where, beside)
+
+        monkeypatch.setattr(camus, "read_metaimage", watched)
+
+        def stop(done: int) -> None:
+            if done == 18:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            prepare("camus", made.raw, tmp_path / "out", jobs=6, progress=stop)
+        first = [where for where, _ in decoded]
+        assert len(set(first)) == len(first)
+        decoded.clear()
+        summary = prepare("camus", made.raw, tmp_path / "out", jobs=6)
+        assert summary.resumed >= 17
+        assert len(decoded) == len(set(decoded)) <= 2 * 12 - 2 * (summary.resumed // 3)
+        assert not any(on_main for _, on_main in decoded)
+        assert all(row["spacing"] == [0.154, 0.308] for row in rows_of(tmp_path / "out").values())
 
     def test_labels_of_something_else(self, miniatures: ModuleType, tmp_path: Path) -> None:
         made = miniatures.build("camus", tmp_path)

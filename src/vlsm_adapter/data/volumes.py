@@ -18,11 +18,12 @@ World coordinates are millimetres in RAS+ (NIfTI-1: x to the patient's right, y 
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -107,6 +108,7 @@ class Volume:
         frames: along the fourth, 1 where there is none.
         affine: float64 (4, 4), voxel indices to world coordinates in mm.
         oriented: whether the header says how the axes lie in the body.
+        pixel_size: see the function of that name.
 
     Raises:
         DataError: missing, empty, truncated, not NIfTI, too large, more than four axes, colour or complex voxels, or axes
@@ -123,10 +125,11 @@ class Volume:
             dtype = file.get_data_dtype()
             affine = np.array(file.affine, np.float64) if file.affine is not None else np.full((4, 4), np.nan)
             self.oriented = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
-            scale = _MM_PER_UNIT.get(header.get_xyzt_units()[0], 1.0)
+            scale = _mm_per_unit(header)
+            self.pixel_size = _pixel_size(header)
         self._file = file
         self.shape, self.frames = self._axes(shape)
-        self.affine = np.diag([scale, scale, scale, 1.0]) @ affine
+        self.affine = _with_thickness(np.diag([scale, scale, scale, 1.0]) @ affine, self.shape)
         self._check_grid()
         if dtype.fields is not None or dtype.kind not in "iuf":
             raise DataError(f"{path}: its voxels are {_kind(dtype)}: convert them to one number a voxel")
@@ -259,6 +262,50 @@ class Volume:
         return float(low), float(high)
 
 
+def pixel_size(start: bytes, where: str) -> tuple[float, float] | None:
+    """Distance of neighbouring pixels of the native plane, (down a row, along a column) in mm, by ``pixdim`` of the header.
+
+    Args:
+        start: of a NIfTI file, unpacked, at least its header.
+        where: the file, for messages.
+
+    Returns:
+        None where the header does not tell.
+
+    Raises:
+        DataError: no header of NIfTI.
+        ConfigError: nibabel is not installed.
+    """
+    nibabel = _nibabel()
+    try:
+        second = int.from_bytes(start[:4], "little") == 540 or int.from_bytes(start[:4], "big") == 540
+        kind = nibabel.Nifti2Header if second else nibabel.Nifti1Header
+        return _pixel_size(kind.from_fileobj(io.BytesIO(start)))
+    except Exception as error:  # nibabel raises nearly anything on damaged headers
+        raise DataError(
+            f"{where}: cannot be read as NIfTI ({one_line(error)[:160]}): damaged or truncated; fetch the file again"
+        ) from None
+
+
+def _pixel_size(header: Any) -> tuple[float, float] | None:
+    along = [float(value) * _mm_per_unit(header) for value in header["pixdim"][1:3]]  # columns first
+    return (along[1], along[0]) if all(1e-6 <= value <= 1e6 for value in along) else None
+
+
+def _mm_per_unit(header: Any) -> float:
+    return _MM_PER_UNIT.get(header.get_xyzt_units()[0], 1.0)
+
+
+def _with_thickness(affine: npt.NDArray[np.float64], shape: tuple[int, int, int]) -> npt.NDArray[np.float64]:
+    """``affine`` with 1 mm for the thickness of a single slice where the header of a 2D image gives it as 0."""
+    steps = np.linalg.norm(affine[:3, :3], axis=0)
+    if shape[2] == 1 and steps[2] == 0 and steps[:2].all():
+        affine = affine.copy()
+        normal = np.cross(affine[:3, 0] / steps[0], affine[:3, 1] / steps[1])
+        affine[:3, 2] = normal / (np.linalg.norm(normal) or 1.0)
+    return affine
+
+
 def to_8_bit(picture: npt.NDArray[np.float32], low: float, high: float) -> npt.NDArray[np.uint8]:
     """``picture`` with ``low`` as 0 and ``high`` as 255, cut at both; what is not a number is 0."""
     if high <= low:
@@ -272,20 +319,25 @@ def is_volume(path: Path) -> bool:
     return path.name.lower().endswith(ENDINGS) and not path.name.startswith(".")
 
 
-def _load(path: Path) -> nibabel.Nifti1Image:
+def _nibabel() -> Any:
     try:
         import nibabel
     except ImportError:
         raise ConfigError("NIfTI volumes need nibabel: pip install 'vlsm-adapter[volumes]'") from None
+    return nibabel
+
+
+def _load(path: Path) -> nibabel.Nifti1Image:
+    library = _nibabel()
     if not path.is_file():
         raise DataError(f"{path}: no such file: check the path")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: is empty (0 bytes): fetch the file again")
     # Not mapped into memory: a file cut off while it is read would end the process.
-    file = nibabel.load(path, mmap=False)
-    if not isinstance(file, nibabel.Nifti1Image):
+    file = library.load(path, mmap=False)
+    if not isinstance(file, library.Nifti1Image):
         raise DataError(f"{path}: is {type(file).__name__}, not NIfTI: convert it to .nii.gz")
-    return file
+    return cast("nibabel.Nifti1Image", file)
 
 
 @contextlib.contextmanager

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
+from vlsm_adapter.data import rle
 from vlsm_adapter.data.images import MAX_PIXELS
-from vlsm_adapter.data.importing import rle
 from vlsm_adapter.errors import DataError
 
 masks = arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40))

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vlsm_adapter.data.importing.options import PLANES
-from vlsm_adapter.data.importing.volumes import Volume, to_8_bit
+from vlsm_adapter.data.volumes import Volume, pixel_size, to_8_bit
 from vlsm_adapter.errors import DataError
 
 nibabel = pytest.importorskip("nibabel", reason="needs nibabel (pip install 'vlsm-adapter[volumes]')")
@@ -259,3 +259,39 @@ def test_grids_are_compared(tmp_path: Path) -> None:
         image.check_same_grid(Volume(write(tmp_path / "s.nii", values, shifted)))
     with pytest.raises(DataError, match=r"has 10 x 10 x 9 voxels but its image .* has 10 x 10 x 10"):
         image.check_same_grid(Volume(write(tmp_path / "t.nii", values[..., :9], affine)))
+
+
+@pytest.mark.parametrize("plane", ["axial", "native"])
+def test_a_picture_without_a_thickness_is_read(tmp_path: Path, plane: str) -> None:
+    affine = np.diag([-0.2, 0.3, 0, 1.0])
+    image = nibabel.Nifti1Image(np.arange(20, dtype=np.uint8).reshape(4, 5), None)
+    image.header.set_sform(affine, 1)
+    image.header["pixdim"][1:4] = 0.2, 0.3, 0
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    volume = Volume(tmp_path / "a.nii.gz")
+    assert volume.slicing(plane).spacing == pytest.approx((0.3, 0.2))
+    assert volume.affine[:3, 2] == pytest.approx([0, 0, -1])
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize(("unit", "factor"), [("mm", 1), ("meter", 1000), ("micron", 1e-3), ("unknown", 1)])
+def test_pixel_size_by_the_header_alone(tmp_path: Path, kind: type, unit: str, factor: float) -> None:
+    image = kind(np.zeros((4, 5), np.uint8), np.diag([2.0, 3.0, 1, 1]))
+    image.header.set_xyzt_units(unit)
+    nibabel.save(image, tmp_path / "a.nii")
+    content = (tmp_path / "a.nii").read_bytes()
+    assert pixel_size(content[:544], "a.nii") == pytest.approx((3 * factor, 2 * factor))
+    assert Volume(tmp_path / "a.nii").pixel_size == pytest.approx((3 * factor, 2 * factor))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=600))
+def test_no_header_is_one_line(start: bytes) -> None:
+    said, size = "a.nii: cannot be read as NIfTI", None
+    try:
+        size = pixel_size(start, "a.nii")
+    except DataError as error:
+        said = str(error)
+    assert said.startswith("a.nii: cannot be read as NIfTI")
+    assert "\n" not in said
+    assert size is None or min(size) > 0
