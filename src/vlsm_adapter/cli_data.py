@@ -70,6 +70,7 @@ def data_check(
     from vlsm_adapter.console import Console, show_log
     from vlsm_adapter.data.audit import check_data, write_audit, write_groups
     from vlsm_adapter.data.audit.findings import fails
+    from vlsm_adapter.data.audit.run import check_out
     from vlsm_adapter.data.group_files import check_target
 
     show_log(quiet=quiet)
@@ -77,6 +78,8 @@ def data_check(
     fails((), fail_on)  # a wrong level is said before thousands of files are read
     if groups is not None:
         check_target(groups)
+    if out is not None:
+        check_out(path, out)
     audit = check_data(path, prompt=prompt, thumbnails=out is not None, workers=workers, bar=console.bar)
     page = write_audit(audit, out) if out is not None else None
     count = write_groups(audit, groups) if groups is not None else 0

@@ -41,6 +41,7 @@ from vlsm_adapter.scoring import (
     evaluate_cases,
     score_variants,
 )
+from vlsm_adapter.sensitivity import of_all_kinds
 from vlsm_adapter.types import Record, Skipped
 
 if TYPE_CHECKING:
@@ -331,7 +332,8 @@ def _heard(score: Mapping[str, Any]) -> str:
     if score["value"] is None:
         return "prompt sensitivity: not measurable, it finds next to nothing when asked rightly"
     low, high = score["ci_low"], score["ci_high"]
-    return f"prompt sensitivity {score['value']:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
+    interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
+    return f"prompt sensitivity {score['value']:.3f}{interval}{of_all_kinds(score)}"
 
 
 def _name(path: str) -> str:

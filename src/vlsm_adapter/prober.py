@@ -136,7 +136,9 @@ class Prober:
         samples = [by_variant[name].pop("_samples") for name in by_variant]
         values = [about["score"]["value"] for about in by_variant.values()]
         difference = None
-        if len(values) == 2 and None not in values:
+        kinds = [about["score"]["kinds"] for about in by_variant.values()]
+        # Means over different kinds of probes are no two measurements of one thing.
+        if len(values) == 2 and None not in values and kinds[0] == kinds[1]:
             low, high = percentile_interval(samples[0] - samples[1], _CONFIDENCE)
             difference = {"value": values[0] - values[1], "ci_low": low, "ci_high": high}
         return {

@@ -59,7 +59,7 @@ def sensitivity(
         seed: of the resampling; equal sets of cases are resampled alike, so that two models can be compared.
 
     Returns:
-        ``{"score": {"value", "ci_low", "ci_high"}, "components": {kind: {"n", "n_compared", "value", "ci_low",
+        ``{"score": {"value", "ci_low", "ci_high", "kinds": [kinds with a value]}, "components": {kind: {"n", "n_compared", "value", "ci_low",
         "ci_high", "dice_true", "dice_false"}}}``, values in [0, 1] or None, means of Dice weighed as the value is,
         ``n_compared`` of the ``n`` pairs in both directions; and under ``"_samples"`` the resampled scores (n_boot,).
     """
@@ -95,10 +95,21 @@ def sensitivity(
     low, high = percentile_interval(heard)
     value = float(np.mean([components[PAIRS[column]]["value"] for column in chosen])) if chosen else np.nan
     return {
-        "score": {"value": _number(value), "ci_low": low, "ci_high": high},
+        "score": {
+            "value": _number(value),
+            "ci_low": low,
+            "ci_high": high,
+            "kinds": [PAIRS[column] for column in chosen],
+        },
         "components": components,
         "_samples": heard,
     }
+
+
+def of_all_kinds(score: Mapping[str, Any]) -> str:
+    """`` (1 of 3 kinds of probes)`` where a score is not the mean of all kinds, else nothing."""
+    count = len(score.get("kinds", PAIRS))
+    return "" if count in (0, len(PAIRS)) else f" ({count} of {len(PAIRS)} kinds of probes)"
 
 
 # -- small parts ---------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlsm_adapter.markdown import code, interval, plural, table
+from vlsm_adapter.sensitivity import of_all_kinds
 
 _NAMES = {"adapter": "adapter", "zero_shot": "zero-shot"}
 _PROBES = {
@@ -32,7 +33,9 @@ def sensitivity_section(values: Mapping[str, Any]) -> list[str]:
 def _score(values: Mapping[str, Any], variants: Sequence[str]) -> list[str]:
     scores = {name: values["variants"][name]["score"] for name in variants}
     shown = "; ".join(
-        f"{_NAMES[name]} **{_interval(score)}**" if score["value"] is not None else f"{_NAMES[name]}: not measurable"
+        f"{_NAMES[name]} **{_interval(score)}**{of_all_kinds(score)}"
+        if score["value"] is not None
+        else f"{_NAMES[name]}: not measurable"
         for name, score in scores.items()
     )
     text = f"Prompt sensitivity, from 0 (deaf to words) to 1 (marks the object only when asked for it): {shown}."

@@ -28,7 +28,7 @@ from vlsm_adapter.evaluation_folder import EvaluationFolder
 from vlsm_adapter.models.base import PromptSegmenter
 from vlsm_adapter.prober import Prober
 from vlsm_adapter.report import write_report
-from vlsm_adapter.sensitivity import LEAST_FOUND, PairScore, sensitivity
+from vlsm_adapter.sensitivity import LEAST_FOUND, PairScore, of_all_kinds, sensitivity
 from vlsm_adapter.types import Record
 
 Model = Callable[[Record, np.ndarray, str], np.ndarray]
@@ -139,8 +139,8 @@ def test_a_deaf_model_scores_0_and_an_oracle_1(tmp_path: Path, two_classes: bool
     assert values["n_with_object"] == len(records) - 1  # one mask is empty
     assert values["bootstrap"]["resampled"] == "group"
     one, other = values["variants"]["adapter"], values["variants"]["zero_shot"]
-    assert one["score"] == {"value": 1.0, "ci_low": 1.0, "ci_high": 1.0}
-    assert other["score"] == {"value": 0.0, "ci_low": 0.0, "ci_high": 0.0}
+    assert one["score"] == {"value": 1.0, "ci_low": 1.0, "ci_high": 1.0, "kinds": list(PAIRS)}
+    assert other["score"] == {"value": 0.0, "ci_low": 0.0, "ci_high": 0.0, "kinds": list(PAIRS)}
     assert values["difference"] == {"value": 1.0, "ci_low": 1.0, "ci_high": 1.0}
     for probe in PAIRS:
         assert one["components"][probe]["n"] > 0
@@ -177,7 +177,7 @@ def test_a_model_that_finds_nothing_has_no_score(data: Path) -> None:
         return np.zeros_like(truth)
 
     values = ask(records, blind, oracle).summary(n_boot=20)
-    assert values["variants"]["adapter"]["score"] == {"value": None, "ci_low": None, "ci_high": None}
+    assert values["variants"]["adapter"]["score"] == {"value": None, "ci_low": None, "ci_high": None, "kinds": []}
     assert values["difference"] is None
     assert values["variants"]["zero_shot"]["score"]["value"] == 1
 
@@ -235,9 +235,13 @@ def test_by_hand() -> None:
     assert components["swapped_class"]["value"] is None
     assert components["swapped_class"]["dice_true"] == LEAST_FOUND / 2
     assert found["score"]["value"] == pytest.approx((0.3 + 0.4) / 2)
-    assert sensitivity([])["score"] == {"value": None, "ci_low": None, "ci_high": None}
+    assert sensitivity([])["score"] == {"value": None, "ci_low": None, "ci_high": None, "kinds": []}
     alone = sensitivity([PairScore("a", "absent_object", 0.8, 0.8)])
-    assert alone["score"] == {"value": 0.0, "ci_low": None, "ci_high": None}  # one case has no interval
+    # One case has no interval.
+    assert alone["score"] == {"value": 0.0, "ci_low": None, "ci_high": None, "kinds": ["absent_object"]}
+    assert of_all_kinds(alone["score"]) == " (1 of 3 kinds of probes)"
+    assert found["score"]["kinds"] == ["contradictory", "absent_object"]
+    assert of_all_kinds({"kinds": list(PAIRS)}) == of_all_kinds({"kinds": []}) == ""
 
 
 @settings(max_examples=80, deadline=None)

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,26 @@ def test_a_count_that_differs_is_a_warning_with_both_numbers(raw: Path, tmp_path
     summary = write_prepared(cases(raw), tmp_path / "out", about=ABOUT, expected=1000)
     assert summary.warnings == ("mine: 12 cases found, 1000 expected: part of the set, or another release?",)
     assert summary.warnings[0] in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_splits_for_some_cases_only_are_refused(raw: Path, tmp_path: Path) -> None:
+    def some() -> Iterator[RawCase]:
+        for number, case in enumerate(cases(raw, split="train")):
+            yield case if number != 5 else replace(case, split=None)
+
+    with pytest.raises(DataError, match=r"case 05 has no split, others have one: give a split to all or to none"):
+        write_prepared(some(), tmp_path / "out", about=ABOUT)
+    assert not (tmp_path / "out" / "records.jsonl").exists()
+
+
+def test_divided_groups_are_a_warning(raw: Path, tmp_path: Path) -> None:
+    def divided() -> Iterator[RawCase]:
+        for number, case in enumerate(cases(raw)):
+            yield replace(case, group=f"g{number // 2}", split="test" if number in (3, 4, 5) else "train")
+
+    (warning,) = write_prepared(divided(), tmp_path / "out", about=ABOUT).warnings
+    assert "1 group(s) stand in more than one split" in warning
+    assert "g1" in warning
 
 
 def test_warnings_may_grow_while_cases_are_made(raw: Path, tmp_path: Path) -> None:

@@ -25,8 +25,9 @@ from vlsm_adapter.data.audit.pixels import Look, look_at_all, pixel_findings
 from vlsm_adapter.data.audit.reading import Case, DataSet, read_data
 from vlsm_adapter.data.audit.sizes import size_findings, split_order
 from vlsm_adapter.data.audit.words import word_findings
+from vlsm_adapter.data.entries import real_folder
 from vlsm_adapter.data.group_files import write_group_file
-from vlsm_adapter.errors import DataError
+from vlsm_adapter.errors import DataError, UserError
 
 #: A context manager that takes a description and a total and gives a function called with the number done.
 Bar = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
@@ -224,18 +225,34 @@ def write_groups(audit: Audit, out: str | os.PathLike[str]) -> int:
     return write_group_file(out, one.copies, one.data.name, {"made_by": "vlsm data check", **limits})
 
 
+def check_out(where: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
+    """Whether an audit of ``where`` may be written to ``out``; cheap, to be asked before the audit is made.
+
+    Raises:
+        UserError: a file, a folder of other things, or one inside the data.
+    """
+    folder, data = real_folder(out), real_folder(where)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{out}: is a file; give a folder for the audit (--out)")
+    if data.is_dir() and folder.is_relative_to(data):
+        raise UserError(f"{out}: lies in the data, whose pictures would be joined by the audit's; choose another --out")
+    if folder.is_dir() and not (folder / "findings.json").is_file() and any(folder.iterdir()):
+        raise UserError(f"{out}: is not empty and holds no earlier audit; choose another --out")
+
+
 def write_audit(audit: Audit, out: str | os.PathLike[str]) -> Path:
     """Write ``index.html``, ``findings.json`` and, where there are pictures, ``contact-sheet.png``; returns the page.
 
     Args:
         audit: of ``check_data(..., thumbnails=True)``; without thumbnails the page has no pictures.
-        out: folder to make or to use; only these three files are replaced.
+        out: folder to make, an empty one, or that of an earlier audit, whose three files are replaced.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: ``check_out``; or it cannot be written.
     """
     from vlsm_adapter.data.audit.page import contact_sheet, html_page
 
+    check_out(audit.where, out)
     folder = Path(out)
     files.write_json(folder / "findings.json", audit.to_json())
     sheet = contact_sheet(audit)

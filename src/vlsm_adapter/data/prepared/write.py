@@ -94,8 +94,14 @@ def _write(
                         raise DataError(f"{error} (--skip-bad leaves such cases out and lists them)") from error
                     skipped.append(Skipped(case.case_id, case.shown, str(error)))
                 else:
+                    row = _row(case, stored)
+                    if rows and ("split" in row) != ("split" in rows[0]):
+                        lacking = rows[0] if "split" in row else row
+                        raise DataError(
+                            f"{root}: case {lacking['case_id']} has no split, others have one: give a split to all or to none"
+                        )
                     resumed += journal.add(case.case_id, stored)
-                    rows.append(_row(case, stored))
+                    rows.append(row)
                     foregrounds.append(stored.foreground)
                 if progress is not None:
                     progress(len(rows) + len(skipped))
@@ -113,6 +119,14 @@ def _write(
     total = len(rows) + len(skipped)
     if expected is not None and total != expected:
         said.append(f"{about.name}: {total} cases found, {expected} expected: part of the set, or another release?")
+    splits_of: dict[str, set[str]] = {}
+    for row in rows:
+        if "group" in row and "split" in row:
+            splits_of.setdefault(row["group"], set()).add(row["split"])
+    if divided := [group for group, parts in splits_of.items() if len(parts) > 1]:
+        said.append(
+            f"{about.name}: {len(divided)} group(s) stand in more than one split, so that scores flatter; the first is {divided[0]}"
+        )
     splits = Counter(row.get("split") or "unassigned" for row in rows)
     summary = Summary(
         out=str(root),
