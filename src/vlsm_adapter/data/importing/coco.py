@@ -45,6 +45,9 @@ _GROUP_FIELDS = ("group", "patient_id", "patient", "subject_id", "video_id", "se
 _LOOKED_FOR = 20
 _LONGEST_NAME = 500
 
+# COCO 2017's own training list has 450 MB.
+MAX_COCO_BYTES = 1 << 30
+
 
 @dataclass(slots=True)
 class _Image:
@@ -73,7 +76,7 @@ def plan_coco(path: Path, options: Options, skip_bad: bool) -> Plan:
     files = _files(path)
     if not files:
         raise DataError(f"{path}: no COCO file: a .json with images, annotations and categories is needed")
-    texts = [read_text(file) for file in files]
+    texts = [read_text(file, MAX_COCO_BYTES) for file in files]
     images: list[_Image] = []
     loose: list[Item] = []
     classes: dict[str, LabelClass] = {}
@@ -130,7 +133,7 @@ def _looks_like_coco(file: Path) -> bool:
     if file.name.startswith(".") or not file.is_file():
         return False
     try:
-        text = read_text(file)
+        text = read_text(file, MAX_COCO_BYTES)
     except DataError:
         return False
     return all(f'"{key}"' in text for key in ("images", "annotations", "file_name"))

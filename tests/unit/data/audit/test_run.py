@@ -111,7 +111,7 @@ def test_results_do_not_depend_on_threads(small: Path) -> None:
 
 def test_annotations_copied_between_sets(tmp_path: Path) -> None:
     for name in ("one", "two", "three"):
-        (tmp_path / name).mkdir()
+        (tmp_path / "sets" / name).mkdir(parents=True)
         rows = [
             {
                 "img_name": f"{i}.png",
@@ -120,8 +120,8 @@ def test_annotations_copied_between_sets(tmp_path: Path) -> None:
             }
             for i in range(30)
         ]
-        (tmp_path / name / "test.json").write_text(json.dumps(rows if name != "two" else rows[:12]))
-    audit = check_data(tmp_path)
+        (tmp_path / "sets" / name / "test.json").write_text(json.dumps(rows if name != "two" else rows[:12]))
+    audit = check_data(tmp_path / "sets")
     (finding,) = audit.between
     assert (finding.code, finding.severity) == ("annotations-copied", "error")
     assert finding.message.startswith("12 entries of one (30 cases) and two (12 cases)")
