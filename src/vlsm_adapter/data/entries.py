@@ -36,16 +36,16 @@ _SPLITS = {
 }
 
 
-def read_text(path: Path, most_bytes: int = MAX_JSON_BYTES) -> str:
+def read_text(path: Path, most_bytes: int | None = None) -> str:
     """The text of a UTF-8 file (a byte order mark is dropped).
 
     Raises:
-        DataError: missing, unreadable, larger than ``most_bytes``, or not UTF-8.
+        DataError: missing, unreadable, larger than ``most_bytes`` (256 MiB by default), or not UTF-8.
     """
     try:
         if not path.is_file():
             raise DataError(f"{path}: no such file: check the path")
-        size = path.stat().st_size
+        size, most_bytes = path.stat().st_size, most_bytes or MAX_JSON_BYTES
         if size > most_bytes:
             raise DataError(
                 f"{path}: {size / 2**20:.0f} MiB; a list of cases may have at most {most_bytes // 2**20} MiB: split it"
