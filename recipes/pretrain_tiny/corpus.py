@@ -226,6 +226,7 @@ class Mixture:
         photos, cutouts: share of pictures that are photos, and scenes with cut-outs; the rest are scenes of shapes.
         level: 0 for the first few words, 1 for the whole vocabulary (see ``scenes.SceneStyle``).
         backgrounds: share of scenes on a photo background.
+        alone: share of a scene's prompts that have one condition only ("the object in the top left").
     """
 
     size: int
@@ -237,6 +238,7 @@ class Mixture:
     soft: float = 0.25
     backgrounds: float = 0.3
     absent: float = 0.15
+    alone: float = 0.0
 
 
 @dataclass
@@ -262,7 +264,9 @@ def make_examples(corpus: Corpus | None, mixture: Mixture, rng: np.random.Genera
             image = scene.image
             asked = [
                 (prompt.text, prompt.mask)
-                for prompt in phrases.prompts(scene, mixture.prompts, rng, mixture.level, mixture.absent)
+                for prompt in phrases.prompts(
+                    scene, mixture.prompts, rng, mixture.level, mixture.absent, mixture.alone
+                )
             ]
         images.append(image)
         for text, mask in asked:

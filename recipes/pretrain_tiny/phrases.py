@@ -294,9 +294,45 @@ def say(phrase: Phrase, many: bool, rng: Generator, variety: float = 1.0) -> str
 # --- prompts of a scene ----------------------------------------------------------------------------------------------
 
 
-def _propose(scene: Scene, level: int, rng: Generator) -> Phrase:
-    """Conditions true of one random object of the scene."""
+ALONE = ("position", "shape", "number", "size", "texture", "relative size", "colour", "tone")
+ALONE_SHARES = (0.25, 0.18, 0.16, 0.13, 0.12, 0.08, 0.05, 0.03)
+
+
+def _alone(scene: Scene, target: SceneObject, rng: Generator) -> Phrase | None:
+    """One condition that is true of the target, with no other word that could stand in for it; None if it has none."""
+    kind = str(rng.choice(ALONE, p=ALONE_SHARES))
+    shape = target.shape if target.shape in SHAPES and not target.names else None
+    if kind == "number" and shape is not None:
+        found = resolve(scene.objects, Phrase(noun=shape))
+        return Phrase(noun=shape, number=len(found)) if found and len(found) in NUMBERS else None
+    values: Sequence[str] = ()
+    if kind == "position":
+        values = [name for name in POSITIONS if in_position(target, name)]
+    elif kind == "size":
+        values = [name for name in ("small", "medium", "large") if in_size(target, name)]
+    elif kind == "relative size":
+        values = ("largest", "smallest")
+    elif kind == "texture" and target.texture in TEXTURES:
+        values = (target.texture,)
+    elif kind == "colour" and target.colour:
+        values = (target.colour,)
+    elif kind == "tone" and target.tone:
+        values = (target.tone,)
+    elif kind == "shape" and shape is not None:
+        return Phrase(noun=shape)
+    if not values:
+        return None
+    value = values[int(rng.integers(len(values)))]
+    return replace(Phrase(), **{"size" if kind == "relative size" else kind: value})
+
+
+def _propose(scene: Scene, level: int, rng: Generator, alone: float = 0.0) -> Phrase:
+    """Conditions true of one random object of the scene; with the chance ``alone`` a single one."""
     target = scene.objects[int(rng.integers(len(scene.objects)))]
+    if alone and rng.random() < alone:
+        single = _alone(scene, target, rng)
+        if single is not None:
+            return single
     if target.names:
         noun: str | None = target.names[int(rng.integers(len(target.names)))] if rng.random() < 0.9 else None
     elif target.soft and rng.random() < 0.6:
@@ -356,11 +392,14 @@ def _spoil(phrase: Phrase, rng: Generator) -> Phrase:
     return replace(phrase, **{name: pool[int(rng.integers(len(pool)))]})
 
 
-def prompts(scene: Scene, count: int, rng: Generator, level: int = 1, absent: float = 0.15) -> list[Prompt]:
+def prompts(
+    scene: Scene, count: int, rng: Generator, level: int = 1, absent: float = 0.15, alone: float = 0.0
+) -> list[Prompt]:
     """``count`` prompts about the scene, referring to different sets of objects as far as the scene allows.
 
     Args:
         absent: share of prompts that name something the scene does not show (empty mask).
+        alone: share of prompts of a single condition, so that only that word decides.
     """
     size = scene.image.shape[0]
     made: list[Prompt] = []
@@ -371,7 +410,7 @@ def prompts(scene: Scene, count: int, rng: Generator, level: int = 1, absent: fl
             break
         want_absent = not scene.objects or rng.random() < absent
         if scene.objects:
-            phrase = _propose(scene, level, rng)
+            phrase = _propose(scene, level, rng, alone)
         else:
             phrase = Phrase(noun=list(SHAPES)[int(rng.integers(len(SHAPES)))])
         if want_absent and scene.objects:

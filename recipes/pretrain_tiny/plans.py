@@ -40,6 +40,13 @@ PLANS = {
             Stage(0.50, Mixture(size=192, images=40, photos=0.45, cutouts=0.15, soft=0.22)),
         )
     ),
+    # On again, mostly at the final size: phrases of one condition for the attributes that hardly decided.
+    "attributes": Plan(
+        (
+            Stage(0.30, Mixture(size=128, images=48, photos=0.36, cutouts=0.16, soft=0.22, alone=0.35)),
+            Stage(0.70, Mixture(size=192, images=40, photos=0.40, cutouts=0.14, soft=0.22, alone=0.30)),
+        )
+    ),
 }
 
 

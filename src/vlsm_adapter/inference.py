@@ -74,7 +74,7 @@ class TextCache:
 
     def __init__(self, model: PromptSegmenter) -> None:
         self._model = model
-        self._conditions: dict[str, torch.Tensor] = {}
+        self._features: dict[str, TextFeatures] = {}
 
     def __call__(self, prompts: Sequence[str]) -> TextFeatures:
         """Features of P prompts, in their order. Call within :func:`inferring`.
@@ -84,29 +84,27 @@ class TextCache:
         """
         from vlsm_adapter.models.base import TextFeatures
 
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._conditions]
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._features]
         device = self._model.device
         for start in range(0, len(new), _CHUNK):
             chunk = new[start : start + _CHUNK]
             ids, mask = self._model.tokenize(chunk)
             features = self._model.encode_text(ids.to(device), mask.to(device))
-            self._conditions.update(zip(chunk, features.condition, strict=True))
-        return TextFeatures(torch.stack([self._conditions[prompt] for prompt in prompts]))
+            self._features.update({text: features[row : row + 1] for row, text in enumerate(chunk)})
+        return TextFeatures.join([self._features[prompt] for prompt in prompts])
 
     def clear(self) -> None:
         """Forget everything."""
-        self._conditions.clear()
+        self._features.clear()
 
 
 def decode(
     model: PromptSegmenter, image: ImageFeatures, text: TextFeatures, image_index: Sequence[int]
 ) -> torch.Tensor:
     """Logits float32 (P, h, w) at the network's resolution of P prompts, prompt i on image ``image_index[i]``."""
-    from vlsm_adapter.models.base import TextFeatures
-
     index = torch.as_tensor(list(image_index), dtype=torch.long, device=text.condition.device)
     parts = [
-        model.decode(image, TextFeatures(text.condition[start : start + _CHUNK]), index[start : start + _CHUNK]).float()
+        model.decode(image, text[start : start + _CHUNK], index[start : start + _CHUNK]).float()
         for start in range(0, len(index), _CHUNK)
     ]
     return torch.cat(parts)

@@ -63,7 +63,12 @@ class Tokens(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ImageFeatures:
-    """What the decoder reads of B images: an activation (B, T, D) per read block; the patch grid (rows, columns)."""
+    """What the decoder reads of B images.
+
+    Attributes:
+        activations: tensors (B, ...): of CLIPSeg one (B, T, D) per read block, of others maps or queries.
+        grid: rows and columns of the patch grid.
+    """
 
     activations: tuple[torch.Tensor, ...]
     grid: tuple[int, int]
@@ -71,9 +76,44 @@ class ImageFeatures:
 
 @dataclass(frozen=True, slots=True)
 class TextFeatures:
-    """What the decoder reads of P prompts: the conditional embedding (P, D)."""
+    """What the decoder reads of P prompts.
+
+    Attributes:
+        condition: the conditional embedding (P, D).
+        words: states (P, L, D) of the tokens, for a decoder that attends to words; else None.
+        words_mask: bool (P, L), True where ``words`` may be attended to; None where there are no words.
+    """
 
     condition: torch.Tensor
+    words: torch.Tensor | None = None
+    words_mask: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.condition.shape[0]
+
+    def __getitem__(self, rows: slice) -> TextFeatures:
+        """Features of some of the prompts."""
+        return TextFeatures(
+            self.condition[rows],
+            None if self.words is None else self.words[rows],
+            None if self.words_mask is None else self.words_mask[rows],
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[TextFeatures]) -> TextFeatures:
+        """Features of all the prompts of ``parts``; words are padded to the longest, and the padding masked."""
+        condition = torch.cat([part.condition for part in parts])
+        if parts[0].words is None:
+            return cls(condition)
+        longest = max(part.words.shape[1] for part in parts if part.words is not None)
+        words, masks = [], []
+        for part in parts:
+            assert part.words is not None
+            assert part.words_mask is not None
+            missing = longest - part.words.shape[1]
+            words.append(nn.functional.pad(part.words, (0, 0, 0, missing)))
+            masks.append(nn.functional.pad(part.words_mask, (0, missing)))
+        return cls(condition, torch.cat(words), torch.cat(masks))
 
 
 class TextSkip(nn.Module):

@@ -1,4 +1,4 @@
-"""Weights trained with the published VLSM-Adapter code, read into our models.
+"""CLIPSeg adapters trained with the published VLSM-Adapter code, read into our models.
 
 The published key names (fc1 down, fc2 up)::
 
@@ -11,17 +11,15 @@ In a whole published checkpoint they stand behind ``net.`` beside the frozen bas
 
 from __future__ import annotations
 
-import pickle
 import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlsm_adapter.adapters import AdapterConfig, adapter_config, tuner
 from vlsm_adapter.adapters.attach import attach
-from vlsm_adapter.adapters.folder import read_weights
-from vlsm_adapter.errors import AdapterError, ConfigError, one_line
+from vlsm_adapter.errors import AdapterError, ConfigError
+from vlsm_adapter.interop.reading import read_published
 from vlsm_adapter.models import load_model
 
 if TYPE_CHECKING:
@@ -45,7 +43,7 @@ _SITE = {
 _BASE = re.compile(r"(?:net\.)?(clipseg\..+)")
 
 
-def from_published(
+def clipseg_from_published(
     base: str | Path,
     state_dict: Mapping[str, torch.Tensor] | str | Path,
     *,
@@ -100,36 +98,6 @@ def from_published(
         weights[f"{module}.adapter_{'down' if half == 'fc1' else 'up'}.{kind}"] = tensor
     tuner.load_state_dict(model, name, weights, source)
     return model.freeze()
-
-
-def read_published(path: str | Path) -> dict[str, torch.Tensor]:
-    """Tensors of a published checkpoint file, by key; a pickle may hold tensors and plain values only.
-
-    Raises:
-        AdapterError: missing, damaged, or holding objects whose unpickling could run code.
-    """
-    import torch
-
-    file = Path(path)
-    if file.suffix == ".safetensors":
-        return read_weights(file)
-    if not file.is_file():
-        raise AdapterError(f"{file}: no such file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols, for torch's own developers
-            values: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle raises anything, IndexError and struct.error among them
-        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
-            raise AdapterError(
-                f"{file}: holds objects beside tensors, whose loading could run code; save its 'state_dict' alone"
-            ) from error
-        raise AdapterError(f"{file}: damaged or not a checkpoint ({one_line(error)}); copy it again") from error
-    if isinstance(values, dict) and isinstance(values.get("state_dict"), dict):
-        values = values["state_dict"]
-    if not isinstance(values, dict) or not all(isinstance(value, torch.Tensor) for value in values.values()):
-        raise AdapterError(f"{file}: holds no state_dict of tensors")
-    return values
 
 
 def _read_config(found: Mapping[tuple[str, int, str, str], torch.Tensor], source: str) -> AdapterConfig:

@@ -1,0 +1,44 @@
+"""Tensors of published checkpoint files, read without running any code they may carry."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlsm_adapter.adapters.folder import read_weights
+from vlsm_adapter.errors import AdapterError, one_line
+
+if TYPE_CHECKING:
+    import torch
+
+
+def read_published(path: str | Path) -> dict[str, torch.Tensor]:
+    """Tensors of a published checkpoint file, by key; a pickle may hold tensors and plain values only.
+
+    Raises:
+        AdapterError: missing, damaged, or holding objects whose unpickling could run code.
+    """
+    import torch
+
+    file = Path(path)
+    if file.suffix == ".safetensors":
+        return read_weights(file)
+    if not file.is_file():
+        raise AdapterError(f"{file}: no such file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols, for torch's own developers
+            values: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle raises anything, IndexError and struct.error among them
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+            raise AdapterError(
+                f"{file}: holds objects beside tensors, whose loading could run code; save its 'state_dict' alone"
+            ) from error
+        raise AdapterError(f"{file}: damaged or not a checkpoint ({one_line(error)}); copy it again") from error
+    if isinstance(values, dict) and isinstance(values.get("state_dict"), dict):
+        values = values["state_dict"]
+    if not isinstance(values, dict) or not all(isinstance(value, torch.Tensor) for value in values.values()):
+        raise AdapterError(f"{file}: holds no state_dict of tensors")
+    return values
