@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,6 +13,9 @@ from vlsm_adapter.errors import AdapterError, ConfigError, nearest
 from vlsm_adapter.registry import Registry
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from vlsm_adapter.adapters.parts import Part
     from vlsm_adapter.models.base import PromptSegmenter, Site
 
 PARTS = ("v", "vl", "vlc")
@@ -20,7 +24,7 @@ VARIANTS = ("published", "residual")
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """One bottleneck on one site, or a trainable copy of the module there.
+    """One bottleneck on one site, a trainable copy of the module there, or a part of the method's own.
 
     Attributes:
         site: where.
@@ -30,6 +34,7 @@ class Placement:
         zero_start: the up-projection starts at zero.
         scale: factor on the change.
         copies: the module of the site is trained whole, as a copy in its place; the base keeps its own.
+        part: makes what stands around the module of the site, given that module; see :mod:`.parts`.
     """
 
     site: Site
@@ -39,6 +44,7 @@ class Placement:
     zero_start: bool = True
     scale: float = 1.0
     copies: bool = False
+    part: Callable[[nn.Module], Part] | None = None
 
 
 @dataclass(frozen=True)

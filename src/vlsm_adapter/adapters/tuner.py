@@ -1,4 +1,4 @@
-"""The only file on PEFT's hooks: bottlenecks and trainable copies on the modules that a model names as sites.
+"""The only file on PEFT's hooks: bottlenecks, trainable copies and parts on the modules that a model names as sites.
 
 PEFT gives the bookkeeping: wrapped layers, several adapters by name, switching, disabling, adapter-only state
 dicts, and its own methods (LoRA and kin) on the same model. PEFT's list of method names is closed, so ours is
@@ -11,9 +11,10 @@ import copy
 import enum
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import peft.mapping
@@ -24,6 +25,7 @@ from torch import nn
 
 from vlsm_adapter.adapters.blocks import bottleneck_change, make_bottleneck
 from vlsm_adapter.adapters.config import Placement
+from vlsm_adapter.adapters.parts import Part
 from vlsm_adapter.errors import AdapterError
 from vlsm_adapter.models.base import PromptSegmenter, TextSkip
 
@@ -53,12 +55,12 @@ class SiteConfig(PeftConfig):
 
 
 class SiteLayer(nn.Module, BaseTunerLayer):
-    """A module of the base model with what any number of adapters put there: a bottleneck behind it, or a copy of it.
+    """A module of the base model with what any number of adapters put there: a bottleneck behind it, a copy, a part.
 
     One ModuleDict per projection, keyed by adapter name, is the layout that PEFT's save and load understand.
     """
 
-    adapter_layer_names = ("adapter_down", "adapter_up", "adapter_copy")
+    adapter_layer_names = ("adapter_down", "adapter_up", "adapter_copy", "adapter_part")
     other_param_names = ("placement",)
 
     def __init__(self, base_layer: nn.Module) -> None:
@@ -67,18 +69,22 @@ class SiteLayer(nn.Module, BaseTunerLayer):
         self.adapter_down = nn.ModuleDict()
         self.adapter_up = nn.ModuleDict()
         self.adapter_copy = nn.ModuleDict()
+        self.adapter_part = nn.ModuleDict()
         self.placement: dict[str, Placement] = {}
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
 
     def add(self, name: str, placement: Placement, device: torch.device) -> None:
-        """Add a freshly initialised bottleneck, or a copy, under ``name``, in float32 whatever the base: small steps need it.
+        """Add a fresh bottleneck, copy or part under ``name``, in float32 whatever the base: small steps need it.
 
         ``device`` is the model's: half of the sites carry no weight to read it from.
         """
         self.placement[name] = placement
         if placement.copies:
             self.adapter_copy[name] = copy.deepcopy(self.base_layer).to(device, torch.float32)
+            return
+        if placement.part is not None:
+            self.adapter_part[name] = placement.part(self.base_layer).to(device, torch.float32)
             return
         down, up = make_bottleneck(placement.site.width, placement.bottleneck_dim, zero_start=placement.zero_start)
         self.adapter_down[name], self.adapter_up[name] = down.to(device), up.to(device)
@@ -102,7 +108,7 @@ class SiteLayer(nn.Module, BaseTunerLayer):
 
     @property
     def in_use(self) -> nn.Module:
-        """The plain module that computes what this layer does now; the layer itself where a bottleneck adds to it."""
+        """The plain module that computes what this layer does now; the layer itself where more than that happens."""
         chosen = self._active()
         if any(not self.placement[name].copies for name in chosen):
             return self
@@ -113,19 +119,24 @@ class SiteLayer(nn.Module, BaseTunerLayer):
 
         On a ``text.skip`` site ``x`` is the condition (P, D) and the second argument the end-of-text state (P, D).
         """
-        if isinstance(self.base_layer, TextSkip):
-            (state,) = args
-            condition = self.base_layer(x, state)
-            for name in self._active():
+        chosen = self._active()
+        computed: Callable[..., torch.Tensor] = self.base_layer
+        for name in chosen:
+            if self.placement[name].copies:
+                computed = partial(self._copied, name)
+            elif self.placement[name].part is not None:
+                computed = partial(self.adapter_part[name], computed)
+        output = computed(x, *args, **kwargs)
+        for name in chosen:
+            if name not in self.adapter_down:
+                continue
+            if isinstance(self.base_layer, TextSkip):
+                (state,) = args
                 change = self._change(name, state)
                 # The published code adds the adapter's whole output, its own skip included; that would move the
                 # start away from the base, so the other variants add the change alone.
-                condition = condition + (state + change if self.placement[name].activate_output else change)
-            return condition
-        copies = [name for name in self._active() if self.placement[name].copies]
-        output = self._copied(copies[-1], x, *args, **kwargs) if copies else self.base_layer(x, *args, **kwargs)
-        for name in self._active():
-            if not self.placement[name].copies:
+                output = output + (state + change if self.placement[name].activate_output else change)
+            else:
                 output = output + self._change(name, output)
         return output
 
@@ -201,6 +212,13 @@ def inject(model: PromptSegmenter, name: str, placements: list[Placement]) -> No
         # PEFT warns when a second adapter is added; here that is the purpose.
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         SiteTuner(model, config, adapter_name=name)
+    parts = {
+        placement.site.module: model.get_submodule(placement.site.module).adapter_part[name]
+        for placement in placements
+        if placement.part is not None
+    }
+    for part in parts.values():
+        part.link(parts)
     activate(model, name)
 
 
@@ -315,6 +333,13 @@ def expected_shapes(placements: list[Placement], model: nn.Module) -> dict[str, 
             base = base.base_layer if isinstance(base, SiteLayer) else base
             for key, tensor in base.state_dict().items():
                 shapes[f"{placement.site.module}.adapter_copy.{key}"] = tuple(tensor.shape)
+            continue
+        if placement.part is not None:
+            base = model.get_submodule(placement.site.module)
+            with torch.device("meta"):  # sizes only
+                part = placement.part(base.base_layer if isinstance(base, SiteLayer) else base)
+            for key, tensor in part.state_dict().items():
+                shapes[f"{placement.site.module}.adapter_part.{key}"] = tuple(tensor.shape)
             continue
         module, width, narrow = placement.site.module, placement.site.width, placement.bottleneck_dim
         shapes[f"{module}.adapter_down.weight"] = (narrow, width)
