@@ -264,9 +264,7 @@ def make_examples(corpus: Corpus | None, mixture: Mixture, rng: np.random.Genera
             image = scene.image
             asked = [
                 (prompt.text, prompt.mask)
-                for prompt in phrases.prompts(
-                    scene, mixture.prompts, rng, mixture.level, mixture.absent, mixture.alone
-                )
+                for prompt in phrases.prompts(scene, mixture.prompts, rng, mixture.level, mixture.absent, mixture.alone)
             ]
         images.append(image)
         for text, mask in asked:

@@ -1,7 +1,8 @@
 """The state of a run in one safetensors file, replaced atomically: the old state or the new one, never half of one.
 
-Tensors: ``weights/NAME`` (what trains), ``optimizer/NAME/KEY``, ``random/DEVICE``. Metadata: one JSON text under
-``progress`` with everything that is not a tensor. No pickle.
+Tensors: ``weights/NAME`` (what trains), ``buffers/NAME`` (running statistics of adapters, where there are any),
+``optimizer/NAME/KEY``, ``random/DEVICE``. Metadata: one JSON text under ``progress`` with everything that is not a
+tensor. No pickle.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, p
     """
     names = _names(model, optimizer)
     tensors = {f"weights/{name}": parameter.detach() for name, parameter in _trainable(model).items()}
+    tensors |= {f"buffers/{name}": buffer for name, buffer in _buffers(model).items()}
     for parameter, values in optimizer.state.items():
         for key, value in values.items():
             tensors[f"optimizer/{names[parameter]}/{key}"] = torch.as_tensor(value)
@@ -88,12 +90,15 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
     """
     tensors, progress = read_state(path)
     trainable = _trainable(model)
-    stored = {key.removeprefix("weights/") for key in tensors if key.startswith("weights/")}
-    if stored != trainable.keys():
-        odd = sorted(stored ^ trainable.keys())
-        raise TrainingError(f"{path}: made by another model or adapter ({odd[0]} does not match); start a new run")
-    for name, parameter in trainable.items():
-        if tensors[f"weights/{name}"].shape != parameter.shape:
+    own: dict[str, torch.Tensor] = {f"weights/{name}": parameter for name, parameter in trainable.items()}
+    own |= {f"buffers/{name}": buffer for name, buffer in _buffers(model).items()}
+    stored = {key for key in tensors if key.startswith(("weights/", "buffers/"))}
+    if stored != own.keys():
+        odd = min(stored ^ own.keys()).partition("/")[2]
+        raise TrainingError(f"{path}: made by another model or adapter ({odd} does not match); start a new run")
+    for key, tensor in own.items():
+        if tensors[key].shape != tensor.shape:
+            name = key.partition("/")[2]
             raise TrainingError(f"{path}: '{name}' has another shape than the model's; start a new run")
     state: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
@@ -101,8 +106,8 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
             _, name, entry = key.split("/")
             state.setdefault(name, {})[entry] = tensor
     with torch.no_grad():
-        for name, parameter in trainable.items():
-            parameter.copy_(tensors[f"weights/{name}"])
+        for key, tensor in own.items():
+            tensor.copy_(tensors[key])
     for name, values in state.items():
         parameter = trainable[name]
         optimizer.state[parameter] = {
@@ -137,6 +142,12 @@ def read_state(path: Path) -> tuple[dict[str, torch.Tensor], Progress]:
 
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Those of adapters that are saved, e.g. the running statistics of a batch norm; the base's never change."""
+    saved = model.state_dict().keys()
+    return {name: buffer for name, buffer in model.named_buffers() if ".adapter_" in name and name in saved}
 
 
 def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, str]:

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from vlsm_adapter.cli_data import Quiet, SkipBad, data_app
+from vlsm_adapter.cli_study import compare
 from vlsm_adapter.errors import UserError
 
 app = typer.Typer(
@@ -50,6 +51,7 @@ def train(
     image_size: Annotated[int | None, typer.Option(help="Side of the network's input, in pixels.")] = None,
     augment: Annotated[str | None, typer.Option(help="Random changes of training cases: none, light, medium.")] = None,
     cache_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Keep decoded images there; or 'auto'.")] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Run frozen encoders anew for every batch.")] = False,
     skip_bad: SkipBad = None,
     assign: Set = None,
     quiet: Quiet = False,
@@ -73,6 +75,7 @@ def train(
         "model.image_size": image_size,
         "data.augment": augment,
         "data.cache_dir": cache_dir,
+        "train.feature_cache": "off" if no_cache else None,
         "data.skip_bad": skip_bad,
     }
     if resume is not None:
@@ -195,20 +198,45 @@ def predict(
     console.say(str(report))
 
 
+app.command()(compare)
+
+
 @app.command()
 def report(
     folders: Annotated[
         list[Path],
-        typer.Argument(metavar="EVALUATION...", help="Folders that 'vlsm evaluate' wrote; several to compare."),
+        typer.Argument(metavar="FOLDER...", help="A study, or folders that 'vlsm evaluate' wrote; several to compare."),
     ],
-    metric: Annotated[list[str] | None, typer.Option(help="Compare these only; repeat for several.")] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="These only; repeat for several.")] = None,
     pairs: Annotated[str, typer.Option(help="Compare with the 'first', or 'all' with each other.")] = "first",
     common: Annotated[bool, typer.Option("--common", help="Compare the cases that all have.")] = False,
+    reference: Annotated[
+        str | None, typer.Option(help="Study: test against this method; by default decoder_only.")
+    ] = None,
+    split: Annotated[list[str] | None, typer.Option(help="Study: by default test; repeat for several.")] = None,
+    small: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Study: also keep the results small, to go on elsewhere.")
+    ] = None,
+    images: Annotated[bool, typer.Option(help="Study: the grid of images and masks.")] = True,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE.md", help="Write the comparison there.")
+        Path | None, typer.Option("--out", "-o", metavar="PATH", help="FILE.md of a comparison; a study's folder.")
     ] = None,
 ) -> None:
-    """Write report.md anew; or compare several evaluations of the same cases, with corrected paired tests."""
+    """Tables and figures of a study; or report.md anew; or several evaluations with corrected paired tests."""
+    from vlsm_adapter.study_report.reading import is_study
+
+    if any(is_study(folder) for folder in folders):
+        if pairs != "first":
+            raise UserError("--pairs compares evaluations; of a study every method is tested against --reference")
+        from vlsm_adapter.study_report.write import write_study_report
+
+        options: dict[str, Any] = {"metrics": metric, "reference": reference, "splits": split, "common": common}
+        typer.echo("\n".join(write_study_report(folders, out=out, small=small, images=images, **options).notes))
+        return
+    if reference is not None or split or small is not None or not images:
+        raise UserError(
+            f"--reference, --split, --small and --no-images are for a study: {folders[0]} holds no run folders below it"
+        )
     if len(folders) == 1:
         if metric or common or out or pairs != "first":
             raise UserError("--metric, --pairs, --common and --out compare several evaluations: give at least two")
@@ -276,10 +304,12 @@ def prompts(
 @app.command()
 def models() -> None:
     """Base models that come with the package, and how to name others."""
-    from vlsm_adapter.models import embedded_models
+    from vlsm_adapter.models import embedded_models, text_free_models
 
     for name in embedded_models():
         typer.echo(f"{name}  (in the package)")
+    for name in text_free_models():
+        typer.echo(f"{name}  text-free reference, trained from random weights by 'full' (needs the extra monai)")
     typer.echo("PATH  a folder in Hugging Face format (config.json, model.safetensors, tokenizer)")
     typer.echo("OWNER/NAME  a hub id, e.g. CIDAS/clipseg-rd64-refined")
 
@@ -288,12 +318,17 @@ def models() -> None:
 def adapters() -> None:
     """Adaptation methods and their settings."""
     import dataclasses
+    import json
 
     from vlsm_adapter.adapters import ADAPTERS
 
     for name in ADAPTERS:
         kind = ADAPTERS.get(name)
-        settings = ", ".join(f"{item.name}={item.default}" for item in dataclasses.fields(kind))
+        defaults = {item.name: item.default for item in dataclasses.fields(kind)}
+        settings = ", ".join(
+            f"{name}={value if isinstance(value, str) else json.dumps(value, default=str)}"
+            for name, value in defaults.items()
+        )
         summary = (kind.__doc__ or "").strip().splitlines()[0]
         typer.echo(f"{name}  {summary}")
         typer.echo(f"    --set adapter.settings.KEY=VALUE: {settings}" if settings else "    no settings")

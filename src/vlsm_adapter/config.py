@@ -28,6 +28,7 @@ SCHEDULES = ("cosine", "plateau", "constant")
 LOSS_NAMES = ("dice_bce", "published")
 STRATIFY = ("size", "none")
 AUGMENTATIONS = ("none", "light", "medium")
+FEATURE_CACHE = ("auto", "off")
 
 
 def _between(low: float, high: float) -> dict[str, Any]:
@@ -46,7 +47,7 @@ class DataConfig:
         path: folder or manifest; docs/data.md lists the layouts.
         prompt: the class name, for data without prompts; it then stands as level p1.
         level: prompt level of training: p0 .. p9, or ``random`` (one of p1 .. p9 per case and epoch, as published).
-        eval_level: the one fixed level of validation and evaluation.
+        eval_level: the one level of validation and evaluation; ``random`` fixes one of p1 .. p9 per case.
         split_seed: of the split by case, where the data has none, and of folds and subsets.
         fractions: train, validation and test part of that split.
         split_file: which case is in which split, in place of the data's own; ``vlsm data split`` writes such files.
@@ -64,7 +65,7 @@ class DataConfig:
     path: str = ""
     prompt: str | None = None
     level: str = field(default="p1", metadata=_one_of(*LEVELS, "random"))
-    eval_level: str = field(default="p1", metadata=_one_of(*LEVELS))
+    eval_level: str = field(default="p1", metadata=_one_of(*LEVELS, "random"))
     split_seed: int = 0
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
     split_file: str | None = None
@@ -100,7 +101,7 @@ class ModelConfig:
     """The frozen base.
 
     Attributes:
-        name: ``tiny``, a folder, or a hub id.
+        name: ``tiny``, a folder, a hub id, or a text-free network such as ``unet``.
         image_size: side in pixels of the network's input, instead of the model's own.
     """
 
@@ -122,7 +123,7 @@ class TrainConfig:
 
     Attributes:
         epochs: passes over the training cases.
-        batch_size: cases per step and device; times ``accumulate`` is the batch of one update.
+        batch_size: cases per step and process; times ``accumulate`` and ``devices`` is the batch of one update.
         accumulate: steps whose gradients are summed before an update.
         lr: peak learning rate of AdamW.
         weight_decay: on weights; never on biases and norms.
@@ -135,8 +136,14 @@ class TrainConfig:
         min_delta: a smaller gain of Dice does not count.
         precision: ``auto``, ``32-true``, ``16-mixed``, ``bf16-mixed``.
         seed: of initialisation, order and prompts.
+        devices: processes that train the run together, each on a GPU of its own where there are any.
         workers: loader processes; 0 loads in the training process.
         save_seconds: least time between two states saved within an epoch; every epoch's end is saved anyway.
+        feature_cache: ``auto`` computes what frozen encoders give once and keeps it; ``off`` for every batch. The
+            weights are the same.
+        feature_cache_mb: memory for that, of the GPU where there is one; by default a quarter of what is free.
+        feature_cache_gb: disk for what memory does not hold: in the run's folder while it runs, or, where
+            ``data.cache_dir`` is on, kept there for other runs.
     """
 
     epochs: int = field(default=30, metadata=_between(1, 100_000))
@@ -152,8 +159,12 @@ class TrainConfig:
     min_delta: float = field(default=1e-4, metadata=_between(0, 1))
     precision: str = field(default="auto", metadata=_one_of(*PRECISIONS))
     seed: int = field(default=42, metadata=_between(0, 2**32 - 1))
+    devices: int = field(default=1, metadata=_between(1, 1024))
     workers: int = field(default=0, metadata=_between(0, 256))
     save_seconds: float = field(default=60.0, metadata=_between(0, 1e6))
+    feature_cache: str = field(default="auto", metadata=_one_of(*FEATURE_CACHE))
+    feature_cache_mb: int | None = field(default=None, metadata=_between(0, 1 << 24))
+    feature_cache_gb: float = field(default=20.0, metadata=_between(0, 1e6))
 
 
 @dataclass(frozen=True)
@@ -209,7 +220,7 @@ class RunConfig:
                 except TypeError as error:
                     problems.append(f"{key}: {error}")
         where = f"{file}: " if file else ""
-        built = _build(cls, values, "", problems)
+        built = build_section(cls, values, "", problems)
         if not problems:
             problems += _check_whole(built)
         if problems:
@@ -245,7 +256,7 @@ def _check_whole(config: RunConfig) -> list[str]:
     return problems
 
 
-def _build(kind: Any, values: Any, prefix: str, problems: list[str]) -> Any:
+def build_section(kind: Any, values: Any, prefix: str, problems: list[str]) -> Any:
     """An instance of dataclass ``kind`` from plain ``values``; problems are collected, not raised."""
     if values is None:  # a section whose keys are all commented out
         return kind()
@@ -259,8 +270,10 @@ def _build(kind: Any, values: Any, prefix: str, problems: list[str]) -> Any:
         if name not in known:
             problems.append(f"unknown key '{prefix}{name}': {nearest(str(name), known)}")
         elif dataclasses.is_dataclass(hints[name]):
-            chosen[name] = _build(hints[name], value, f"{prefix}{name}.", problems)
+            chosen[name] = build_section(hints[name], value, f"{prefix}{name}.", problems)
         else:
+            if value is False and "off" in known[name].metadata.get("choices", ()):
+                value = "off"  # as YAML reads it
             try:
                 chosen[name] = _convert(value, hints[name])
                 _check_value(chosen[name], known[name].metadata)
@@ -278,6 +291,10 @@ def _convert(value: Any, hint: Any) -> Any:
         kinds = [argument for argument in arguments if argument is not type(None)]
         # Of several kinds the one that the value is already; else the first.
         return _convert(value, next((kind for kind in kinds if type(value) is kind), kinds[0]))
+    if origin is tuple and arguments[1:] == (...,):  # of any length
+        if not isinstance(value, (list, tuple)):
+            raise TypeError("must be a list in brackets")
+        return tuple(_convert(part, arguments[0]) for part in value)
     if origin is tuple:
         if not isinstance(value, (list, tuple)) or len(value) != len(arguments):
             raise TypeError(f"must be {len(arguments)} values in brackets")

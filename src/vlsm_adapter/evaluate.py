@@ -23,9 +23,10 @@ from vlsm_adapter.data.cases import Cases, load_cases
 from vlsm_adapter.data.describing.classes import Classes
 from vlsm_adapter.data.division import Division
 from vlsm_adapter.data.folds import parse_fold
-from vlsm_adapter.errors import ConfigError, DataError, UserError
+from vlsm_adapter.errors import DataError, UserError
 from vlsm_adapter.evaluation_folder import PICKED, EvaluationFolder, write_scores
 from vlsm_adapter.evaluation_summary import Job, summarise_evaluation
+from vlsm_adapter.examples import keep_examples
 from vlsm_adapter.inference import check_threshold, choose_device
 from vlsm_adapter.metrics.base import DEFAULT_NSD_TOLERANCE
 from vlsm_adapter.models import load_model
@@ -76,9 +77,11 @@ def evaluate_run(
     Args:
         run_dir: a folder that ``vlsm train`` made.
         split: ``"train"``, ``"val"``, ``"test"``: the same cases as in training; or ``"all"``, for data of another place.
-        level: prompt level; by default the run's ``data.eval_level``.
+        level: prompt level; by default the run's ``data.eval_level``. ``random`` asks every case a level of its own, the same
+            one in every evaluation.
         threshold: by default the adapter's.
-        zero_shot: also score the base model, on the same cases with the same words and threshold.
+        zero_shot: also score the base model, on the same cases with the same words and threshold; left out, and said so,
+            where it has no pretrained weights.
         nsd_tolerance: in mm where the spacing is known, else in pixels.
         skip_bad: leave unusable cases out, listed and counted; by default as in training.
         data: another data set than the run's.
@@ -102,7 +105,7 @@ def evaluate_run(
     config = run.config()
     folder = adapter_folder(run.path)
     manifest = read_manifest(folder)
-    level = _check_level(level or config.data.eval_level)
+    level = level or config.data.eval_level
     protocol = Protocol(
         level=level,
         threshold=check_threshold(manifest.info.threshold if threshold is None else threshold),
@@ -124,7 +127,9 @@ def evaluate_run(
     records = cases.records(split)
     model = load_adapter(folder, base=base).to(choose_device(device))
     variants: dict[str, Context] = {"adapter": nullcontext}
-    if zero_shot:
+    if zero_shot and not model.pretrained:
+        console.say(f"no zero-shot scores: base model '{model.base_id}' is nothing but random weights")
+    elif zero_shot:
         variants["zero_shot"] = lambda: without_adapter(model)
     name = f"{split}-{level}" if data is None else f"{_name(cases.where)}-{split}-{level}"
     weights = tuner.state_dict(model, active(model))
@@ -167,6 +172,7 @@ def evaluate_model(
     fractions: Sequence[float] = (0.7, 0.1, 0.2),
     split_file: str | Path | None = None,
     fold: str | None = None,
+    stratify: str = "size",
     batch_size: int = DEFAULT_BATCH_SIZE,
     device: str | torch.device | None = None,
     probes: bool = False,
@@ -184,6 +190,7 @@ def evaluate_model(
         split_seed, fractions: of the split by case, where the data has none, and of folds.
         split_file: takes the place of the data's own splits.
         fold: ``"2/5"`` takes their place too: the second of five folds is the test part, as with ``data.fold`` in training.
+        stratify: ``"size"`` makes folds alike in foreground size, ``"none"`` does not.
         split, prompt, nsd_tolerance, skip_bad, batch_size, device: as in `evaluate_run`; bad cases stop it by default, and
             a loaded model stays on its device unless ``device`` says otherwise.
         probes, classes: as in `evaluate_run`.
@@ -196,18 +203,19 @@ def evaluate_model(
     """
     console = console or Console(quiet=True)
     protocol = Protocol(
-        level=_check_level(level or "p1"),
+        level=level or "p1",
         threshold=check_threshold(DEFAULT_THRESHOLD if threshold is None else threshold),
         nsd_tolerance=nsd_tolerance,
         batch_size=batch_size,
     )
-    division = Division(split_seed, fractions, None if split_file is None else str(split_file), fold)
+    division = Division(split_seed, fractions, None if split_file is None else str(split_file), fold, stratify=stratify)
     cases = load_cases(data, prompt=prompt, division=division, skip_bad=bool(skip_bad))
     records = cases.records(split)
     if isinstance(model, (str, Path)):
         loaded = load_model(model).to(choose_device(device))
     else:
         loaded = model if device is None else model.to(choose_device(device))
+    loaded.require_pretrained()
     divided = [_name(str(split_file))] if split_file is not None else []
     divided += ["fold-{}-of-{}".format(*parse_fold(fold))] if fold is not None else []
     name = "-".join((_name(cases.where), _name(loaded.base_id), *divided, split, protocol.level))
@@ -257,6 +265,7 @@ def _evaluate(job: Job, console: Console) -> Path:
         for name, found in scores.items():
             write_scores(fresh.scores_file(name), found, groups)
         pictures = draw_cases(job, scores, fresh)
+        keep_examples(job, scores, fresh)
         summary = summarise_evaluation(job, scores, pictures, seconds)
         files.write_json(fresh.summary_file, summary)
         if job.prober is not None:
@@ -305,6 +314,7 @@ def _replacing(folder: EvaluationFolder) -> Iterator[EvaluationFolder]:
         ours = EvaluationFolder(Path())
         stale = [ours.summary_file, ours.report_file, ours.cases_file, ours.zero_shot_file, ours.curve_file]
         stale += [ours.sensitivity_file, ours.probes_file]
+        stale += [file.relative_to(folder.path) for file in folder.images.glob("example*")]
         for name in (*stale, *(ours.images / f"{rank}.png" for rank in PICKED)):
             (folder.path / name).unlink(missing_ok=True)
         for name in sorted(names, key=lambda name: name == ours.summary_file):  # the summary last: it says all is there
@@ -339,15 +349,6 @@ def _heard(score: Mapping[str, Any]) -> str:
 def _name(path: str) -> str:
     """The last part of a folder, file or hub id, for a folder name."""
     return Path(path).resolve().stem or "data"
-
-
-def _check_level(level: str) -> str:
-    # What levels there are is the data's to say; but one fixed level is asked of all cases.
-    if level == "random":
-        raise ConfigError(
-            "level 'random' draws another level per case: an evaluation asks one named level; allowed: p0 .. p9, such as p1"
-        )
-    return level
 
 
 def _left_out_in_training(trained: Mapping[str, Any], split: str, cases: Cases) -> list[Skipped]:

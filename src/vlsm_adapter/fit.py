@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import math
 import time
@@ -13,18 +14,21 @@ import torch
 from lightning_fabric import Fabric
 
 from vlsm_adapter import checkpoint, files
+from vlsm_adapter.adapters.attach import training_mode
 from vlsm_adapter.adapters.folder import AdapterInfo, save_adapter
 from vlsm_adapter.checkpoint import Progress
 from vlsm_adapter.config import RunConfig
 from vlsm_adapter.console import Console
 from vlsm_adapter.data.loaders import CaseDataset, make_loader
 from vlsm_adapter.errors import TrainingError
+from vlsm_adapter.feature_cache import FeatureCache
 from vlsm_adapter.inference import resize_logits
 from vlsm_adapter.interrupt import StopSignal
 from vlsm_adapter.logs import Logs
 from vlsm_adapter.losses import LOSSES, Loss
 from vlsm_adapter.models.base import PromptSegmenter
 from vlsm_adapter.optimization import check_gradients, learning_rate, step_plateau
+from vlsm_adapter.processes import CommonStop, own_share, summed
 from vlsm_adapter.run_folder import RunFolder
 from vlsm_adapter.types import Batch
 
@@ -42,12 +46,28 @@ class Session:
     folder: RunFolder
     console: Console
     fabric: Fabric
+    features: FeatureCache
     wrapped: Any  # the model as Fabric drives it
     optimizer: Any
     progress: Progress
     logs: Logs
     info: AdapterInfo
     stop: StopSignal
+
+    @property
+    def batch_size(self) -> int:
+        """Cases per step of all processes."""
+        return self.config.train.batch_size * self.fabric.world_size
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """Which part of a batch is this process's, see ``EpochBatches``."""
+        return self.fabric.global_rank, self.fabric.world_size
+
+    @property
+    def writes(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.fabric.is_global_zero
 
 
 def fit(session: Session) -> None:
@@ -73,18 +93,20 @@ def fit(session: Session) -> None:
 def _train_epoch(session: Session) -> None:
     config, progress = session.config.train, session.progress
     session.train_data.set_epoch(progress.epoch)
+    session.features.prepare(session.train_data)
     loader = make_loader(
         session.train_data,
         session.model.tokenize,
-        batch_size=config.batch_size,
+        batch_size=session.batch_size,
         shuffle=True,
         seed=config.seed,
         epoch=progress.epoch,
         num_workers=config.workers,
         start_batch=progress.batch,
+        share=session.share,
         pin_memory=session.fabric.device.type == "cuda",
     )
-    batches = math.ceil(len(session.train_data) / config.batch_size)
+    batches = math.ceil(len(session.train_data) / session.batch_size)
     updates = config.epochs * math.ceil(batches / config.accumulate)
     loss_of = LOSSES.get(config.loss)
     saved, since = time.monotonic(), time.perf_counter()
@@ -96,12 +118,13 @@ def _train_epoch(session: Session) -> None:
             last_of_group = (progress.batch + 1 - group_start) == group
             with session.fabric.no_backward_sync(session.wrapped, enabled=not last_of_group):
                 loss = _loss(session, batch, loss_of)
-                value = loss.item()
+                cases = min(session.batch_size, len(session.train_data) - progress.batch * session.batch_size)
+                value, weight = _over_processes(session, loss.item(), cases)
                 if not math.isfinite(value):
                     raise _not_finite(session, f"loss is {value}", batch)
-                session.fabric.backward(loss / group)
-            progress.epoch_loss += value * len(batch.case_ids)
-            progress.epoch_cases += len(batch.case_ids)
+                session.fabric.backward(loss * weight / group)
+            progress.epoch_loss += value * cases
+            progress.epoch_cases += cases
             if last_of_group:
                 if progress.update == 0:
                     check_gradients(session.model)
@@ -117,24 +140,42 @@ def _train_epoch(session: Session) -> None:
                 session.stop.check(session.folder)
 
 
+def _over_processes(session: Session, value: float, cases: int) -> tuple[float, float]:
+    """Mean loss over a batch of ``cases``, of all processes, and what to weigh this one's with: gradients are averaged
+    over processes, not over cases. All agree here whether to stop."""
+    if session.fabric.world_size == 1:
+        return value, 1.0
+    own = own_share(cases, session.fabric)
+    stop = session.stop
+    wanted = isinstance(stop, CommonStop) and stop.wanted
+    total, stops = summed(session.fabric, [value * own, float(wanted)])
+    if isinstance(stop, CommonStop):
+        stop.agree(stops)
+    return total / cases, own * session.fabric.world_size / cases
+
+
 def _loss(session: Session, batch: Batch, loss_of: Loss) -> torch.Tensor:
     if batch.masks is None:
         raise TrainingError(f"case {batch.case_ids[0]}: has no mask; training needs one for every case")
-    logits, masks = _logits_and_masks(session, batch)
+    torch.manual_seed(_step_seed(session))
+    with training_mode(session.model):
+        logits, masks = _logits_and_masks(session, batch, session.train_data)
     return loss_of(logits, masks)
 
 
-def _logits_and_masks(session: Session, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+def _step_seed(session: Session) -> int:
+    """Of what is random in a step, dropout; each step has its own, so it does not matter where a run was resumed."""
+    progress = session.progress
+    step = f"step\0{session.config.train.seed}\0{progress.epoch}\0{progress.batch}\0{session.fabric.global_rank}"
+    return int.from_bytes(hashlib.blake2b(step.encode(), digest_size=8).digest(), "little")
+
+
+def _logits_and_masks(session: Session, batch: Batch, data: CaseDataset) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits and masks, both (P, H, W) at the network's input size."""
-    batch = _to_device(batch, session.fabric.device)
     assert batch.masks is not None
-    logits = session.wrapped(
-        pixel_values=batch.pixel_values,
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        image_index=batch.image_index,
-    )[:, 0]
-    return resize_logits(logits, (batch.masks.shape[-2], batch.masks.shape[-1])), batch.masks
+    masks = batch.masks.to(session.fabric.device, non_blocking=True)
+    logits = session.wrapped(**session.features.inputs(batch, data))[:, 0]
+    return resize_logits(logits, (masks.shape[-2], masks.shape[-1])), masks
 
 
 def _update(session: Session, updates: int, batch: Batch) -> None:
@@ -158,28 +199,33 @@ def _update(session: Session, updates: int, batch: Batch) -> None:
 def _validate(session: Session) -> dict[str, float]:
     """Mean loss and Dice over the validation cases, at the network's resolution, with fixed prompts."""
     config = session.config.train
+    session.features.prepare(session.val_data)
     loader = make_loader(
         session.val_data,
         session.model.tokenize,
-        batch_size=config.batch_size,
+        batch_size=session.batch_size,
         shuffle=False,
         seed=config.seed,
         num_workers=config.workers,
+        share=session.share,
     )
     loss_of = LOSSES.get(config.loss)
-    losses = dices = 0.0
-    count = 0
-    with session.console.bar("validation", math.ceil(len(session.val_data) / config.batch_size)) as advance:
+    losses = dices = count = 0.0
+    batches = math.ceil(len(session.val_data) / session.batch_size)
+    with session.console.bar("validation", batches) as advance:
         for number, batch in enumerate(loader, start=1):
-            logits, masks = _logits_and_masks(session, batch)
-            cases = len(batch.case_ids)
-            losses += loss_of(logits, masks).item() * cases
-            dices += batch_dice(logits.float().sigmoid() > THRESHOLD, masks > 0.5).sum().item()
-            count += cases
+            logits, masks = _logits_and_masks(session, batch, session.val_data)
+            whole = min(session.batch_size, len(session.val_data) - (number - 1) * session.batch_size)
+            cases = own_share(whole, session.fabric)
+            if cases:  # else the batch is a stand-in, to keep step with the other processes
+                losses += loss_of(logits, masks).item() * cases
+                dices += batch_dice(logits.float().sigmoid() > THRESHOLD, masks > 0.5).sum().item()
+                count += cases
             advance(number)
             if session.stop.requested:
                 _save(session)  # all batches of the epoch are done: resumed, it begins with the validation
                 session.stop.check(session.folder)
+    losses, dices, count = summed(session.fabric, [losses, dices, count])
     if not math.isfinite(losses):
         raise _not_finite(session, f"validation loss is {losses}")
     return {"val_loss": losses / count, "val_dice": dices / count}
@@ -213,10 +259,12 @@ def _end_epoch(session: Session, scores: dict[str, float]) -> None:
     if best:
         progress.best, progress.best_epoch = scores["val_dice"], progress.epoch + 1
         info = AdapterInfo(**{**asdict(session.info), "scores": {"validation Dice": scores["val_dice"]}})
-        save_adapter(session.model, session.folder.adapter, info=info)
+        if session.writes:
+            save_adapter(session.model, session.folder.adapter, info=info)
     if config.schedule == "plateau":
         step_plateau(progress, scores["val_loss"])
-    files.write_text(session.folder.metrics_file, _csv(progress.history))
+    if session.writes:
+        files.write_text(session.folder.metrics_file, _csv(progress.history))
     session.logs.write({key: value for key, value in row.items() if key not in ("epoch", "updates")}, progress.update)
     session.console.say(
         f"epoch {row['epoch']:>3}/{config.epochs}: loss {row['train_loss']:.4f}, validation loss {row['val_loss']:.4f}, "
@@ -229,6 +277,8 @@ def _end_epoch(session: Session, scores: dict[str, float]) -> None:
 
 def _save(session: Session) -> None:
     """Write the state, the gradient scaler's of this moment with it."""
+    if not session.writes:
+        return
     session.progress.scaler = session.fabric._precision.state_dict()
     checkpoint.save_state(session.folder.state_file, session.model, _plain(session.optimizer), session.progress)
 
@@ -242,17 +292,6 @@ def _not_finite(session: Session, what: str, batch: Batch | None = None) -> Trai
         f"{what} in {where}; the last good state is kept in {session.folder.path}: "
         "lower train.lr, or use train.precision=32-true"
     )
-
-
-def _to_device(batch: Batch, device: torch.device) -> Batch:
-    if device.type == "cpu":
-        return batch
-    moved = {
-        name: getattr(batch, name).to(device, non_blocking=True)
-        for name in ("pixel_values", "input_ids", "attention_mask", "image_index")
-    }
-    masks = None if batch.masks is None else batch.masks.to(device, non_blocking=True)
-    return Batch(**moved, masks=masks, case_ids=batch.case_ids, prompts=batch.prompts)
 
 
 def _plain(optimizer: Any) -> torch.optim.Optimizer:

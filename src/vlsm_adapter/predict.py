@@ -111,7 +111,9 @@ class Predictor:
         """
         chosen = choose_device(device)
         threshold = check_threshold(threshold)
-        return cls(load_model(model).to(chosen), threshold)
+        base = load_model(model)
+        base.require_pretrained()
+        return cls(base.to(chosen), threshold)
 
     def set_image(self, image: np.ndarray | Image.Image | str | Path) -> None:
         """Encode an image; prompts are about it from now on.

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from vlsm_adapter.data.images import check_same_size, read_image, read_mask
-from vlsm_adapter.data.prompts import choose_prompt, levels
+from vlsm_adapter.data.prompts import RANDOM, choose_prompt, levels
 from vlsm_adapter.errors import DataError
 from vlsm_adapter.inference import TextCache, check_threshold, decode, inferring, probability_at_size
 from vlsm_adapter.metrics import score_case
@@ -36,9 +36,9 @@ class Protocol:
     """How cases are asked and scored.
 
     Attributes:
-        level: prompt level, one for all cases.
+        level: prompt level, one for all cases; ``random`` is one of p1 to p9 per case, as published, and leaks.
         threshold: probability above which a pixel is foreground.
-        seed: which of several texts of a level a case is asked.
+        seed: which of several texts of a level, or of the levels of ``random``, a case is asked.
         nsd_tolerance: in mm where the spacing is known, else in pixels.
         batch_size: images encoded together.
     """
@@ -60,7 +60,7 @@ class Protocol:
         Raises:
             DataError: it has none of the level.
         """
-        if self.level not in (has := levels(record)):
+        if self.level != RANDOM and self.level not in (has := levels(record)):
             raise DataError(
                 f"case {record.case_id}: has no prompt level '{self.level}'; choose one that it has: {', '.join(has)}"
             )

@@ -18,20 +18,22 @@ from vlsm_adapter.adapters import adapter_config
 from vlsm_adapter.adapters.attach import attach
 from vlsm_adapter.adapters.folder import AdapterInfo
 from vlsm_adapter.checkpoint import Progress
-from vlsm_adapter.config import RunConfig
+from vlsm_adapter.config import LogConfig, RunConfig
 from vlsm_adapter.console import Console, log_to
 from vlsm_adapter.data.cases import Cases, load_cases, try_all
 from vlsm_adapter.data.disk_cache import DiskCache, cache_folder
 from vlsm_adapter.data.entries import real_folder
 from vlsm_adapter.data.loaders import CaseDataset
-from vlsm_adapter.data.prompts import choose_prompt, leaks_in
+from vlsm_adapter.data.prompts import RANDOM, choose_prompt, leaks_in
 from vlsm_adapter.errors import DataError, TrainingError, UserError
+from vlsm_adapter.feature_cache import FeatureCache
 from vlsm_adapter.fit import THRESHOLD, Session, fit
 from vlsm_adapter.interrupt import StopSignal
 from vlsm_adapter.logs import Logs, check_logs
 from vlsm_adapter.models import load_model
 from vlsm_adapter.models.base import PromptSegmenter
 from vlsm_adapter.optimization import choose_precision, make_optimizer
+from vlsm_adapter.processes import CommonStop, end_fabric, is_further_process, start_fabric
 from vlsm_adapter.run_folder import RunFolder, environment
 from vlsm_adapter.types import Record
 
@@ -68,19 +70,46 @@ def _run(config: RunConfig, folder: RunFolder, console: Console) -> RunFolder:
         if before.finished:
             console.say(f"{folder.path}: finished already ({before.finished})")
             return folder
+    further = is_further_process(config.train.devices)
     parts = build(config, console)
+    fabric = start_fabric(config.train.devices, parts.precision)
+    try:
+        if further:
+            _help(parts, folder, fabric)
+        else:
+            _lead(parts, folder, fabric, console)
+    finally:
+        end_fabric(fabric)
+    return folder
+
+
+def _lead(parts: Parts, folder: RunFolder, fabric: Fabric, console: Console) -> None:
+    """The run, by its only process or the first of several."""
+    config = parts.config
     if not folder.config_file.is_file():
         # Before anything else: from here on a killed run can be resumed.
         files.write_text(folder.config_file, config.to_yaml())
     with folder.locked(), log_to(folder.log_file):
         for note in parts.notes:
             console.say(note)
-        session = set_up(parts, folder, console)
+        session = set_up(parts, folder, console, fabric)
         try:
             fit(session)
         finally:
             close(session)
-    return folder
+
+
+def _help(parts: Parts, folder: RunFolder, fabric: Fabric) -> None:
+    """The share of a further process of the run, which writes nothing; an error is the first one's to report."""
+    parts.config = replace(parts.config, log=LogConfig(tensorboard=False))
+    try:
+        session = set_up(parts, folder, Console(quiet=True), fabric)
+        try:
+            fit(session)
+        finally:
+            close(session)
+    except UserError:
+        raise SystemExit(0) from None
 
 
 def _is_empty(folder: Path) -> bool:
@@ -153,10 +182,11 @@ def build(config: RunConfig, console: Console) -> Parts:
 
 def _texts(cases: Cases, config: RunConfig) -> set[str]:
     """Every text that training or validation may ask."""
-    texts = {text for record in cases.records("val") for text in record.prompts.get(config.data.eval_level, ())}
-    for record in cases.records("train"):
-        levels = record.prompts if config.data.level == "random" else (config.data.level,)
-        texts.update(text for level in levels for text in record.prompts.get(level, ()))
+    texts: set[str] = set()
+    for split, chosen in (("train", config.data.level), ("val", config.data.eval_level)):
+        for record in cases.records(split):
+            levels = record.prompts if chosen == RANDOM else (chosen,)
+            texts.update(text for level in levels for text in record.prompts.get(level, ()))
     return texts
 
 
@@ -207,13 +237,13 @@ def _dataset(
 # -- set up: folder, optimizer, saved state ------------------------------------------------------------------------------
 
 
-def set_up(parts: Parts, folder: RunFolder, console: Console) -> Session:
+def set_up(parts: Parts, folder: RunFolder, console: Console, fabric: Fabric | None = None) -> Session:
     """Write what is known before training, move to the device, and take up the saved state if there is one."""
     config = parts.config
     summary = _data_summary(parts)
     if folder.state_file.is_file():
         _check_same_cases(folder, summary)
-    fabric = Fabric(accelerator="cuda" if torch.cuda.is_available() else "cpu", devices=1, precision=parts.precision)
+    fabric = fabric or start_fabric(1, parts.precision)
     optimizer = make_optimizer(parts.model, config.train)
     wrapped, wrapped_optimizer = fabric.setup(parts.model, optimizer)
     progress = Progress(base=parts.model.base_hash)
@@ -227,11 +257,13 @@ def set_up(parts: Parts, folder: RunFolder, console: Console) -> Session:
         if progress.scaler:
             fabric._precision.load_state_dict(progress.scaler)
         console.say(f"resumed at epoch {progress.epoch + 1}, batch {progress.batch}")
-    else:
+    elif fabric.is_global_zero:
         files.write_json(
             folder.environment_file, {**environment(), "device": str(fabric.device), "precision": parts.precision}
         )
-    files.write_json(folder.data_file, summary)
+    fabric.barrier()  # all have read the state before the first writes another
+    if fabric.is_global_zero:
+        files.write_json(folder.data_file, summary)
     counts = {split: sum(record.split == split for record in parts.cases.all) for split in ("train", "val", "test")}
     examples = tuple(dict.fromkeys(parts.val_data.prompt(index) for index in range(len(parts.val_data))))[:3]
     data = parts.val_data.records[0].dataset or Path(config.data.path).name
@@ -243,6 +275,18 @@ def set_up(parts: Parts, folder: RunFolder, console: Console) -> Session:
         split=counts,
         seed=config.train.seed,
     )
+    shared = cache_folder(config.data.cache_dir)
+    features = FeatureCache(
+        parts.model,
+        folder=folder.path,
+        precision=fabric.autocast,
+        on=config.train.feature_cache != "off",
+        memory_mb=config.train.feature_cache_mb,
+        disk_bytes=int(config.train.feature_cache_gb * (1 << 30)),
+        shared=shared / "features" if shared else None,
+        processes=fabric.world_size,
+    )
+    console.say(features.describe(parts.train_data, parts.val_data))
     logs = Logs(config, folder, first_step=progress.update)
     return Session(
         config=config,
@@ -252,12 +296,13 @@ def set_up(parts: Parts, folder: RunFolder, console: Console) -> Session:
         folder=folder,
         console=console,
         fabric=fabric,
+        features=features,
         wrapped=wrapped,
         optimizer=wrapped_optimizer,
         progress=progress,
         logs=logs,
         info=info,
-        stop=StopSignal(console),
+        stop=StopSignal(console) if fabric.world_size == 1 else CommonStop(console),
     )
 
 
@@ -279,7 +324,8 @@ def _check_same_cases(folder: RunFolder, summary: dict[str, Any]) -> None:
 
 
 def close(session: Session) -> None:
-    """Flush the logs."""
+    """Flush the logs, give back what features hold."""
+    session.features.close()
     session.logs.close()
 
 

@@ -65,13 +65,16 @@ class Batch:
     """What one training or evaluation step sees.
 
     Attributes:
-        pixel_values: float32 (B, 3, H, W), normalised by the model's preprocessing.
+        pixel_values: float32 (K, 3, H, W), normalised by the model's preprocessing; K = B unless some images were
+            loaded without pixels, since what is computed from them is known.
         input_ids: int64 (P, L) token ids, trimmed to the longest prompt of the batch.
         attention_mask: int64 (P, L), 1 where a token is real.
         image_index: int64 (P,), the image each prompt is asked of.
         masks: float32 (P, H, W) in {0, 1}, or None for unlabelled cases.
         case_ids: P case ids.
         prompts: P texts.
+        images: the files of the B images, or names where a file is shown in more than one form.
+        pixel_rows: K numbers, the image of each row of ``pixel_values``; None where every image has its row.
     """
 
     pixel_values: torch.Tensor
@@ -81,6 +84,8 @@ class Batch:
     masks: torch.Tensor | None
     case_ids: Sequence[str]
     prompts: Sequence[str]
+    images: Sequence[str] = ()
+    pixel_rows: Sequence[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

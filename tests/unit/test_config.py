@@ -121,3 +121,11 @@ def test_the_losses_named_here_are_those_registered() -> None:
     from vlsm_adapter.losses import LOSSES
 
     assert list(LOSS_NAMES) == LOSSES.names()
+
+
+def test_off_is_off_although_yaml_reads_it_as_false() -> None:
+    given = {"data.path": "d"}
+    for assign in ("train.feature_cache=off", "train.feature_cache='off'"):
+        assert RunConfig.load(None, given, [assign]).train.feature_cache == "off"
+    with pytest.raises(ConfigError, match=r"train\.feature_cache=True: must be of type str"):
+        RunConfig.load(None, given, ["train.feature_cache=on"])

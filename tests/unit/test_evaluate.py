@@ -14,6 +14,7 @@ from PIL import Image
 from vlsm_adapter import DenseAdapterConfig, Predictor, attach, files, save_adapter, without_adapter
 from vlsm_adapter.adapters.folder import AdapterInfo
 from vlsm_adapter.config import RunConfig
+from vlsm_adapter.data.prompts import choose_prompt
 from vlsm_adapter.data.records import load_records
 from vlsm_adapter.errors import ConfigError, DataError, UserError
 from vlsm_adapter.evaluate import evaluate_cases, evaluate_model, evaluate_run
@@ -271,11 +272,25 @@ def test_a_full_disk_leaves_the_earlier_evaluation(
     assert not list(folder.glob(".new-*"))
 
 
+def test_the_level_random_asks_every_case_one_level_for_ever_and_leaks(
+    make_run: Callable[..., Path], data: Path, tmp_path: Path
+) -> None:
+    run = make_run(data, **{"data.eval_level": "random"})
+    first, second = evaluate_run(run), evaluate_run(run, out=tmp_path / "again")
+    assert first.name == "test-random"
+    assert (first / "cases.csv").read_bytes() == (second / "cases.csv").read_bytes()
+    asked = {score.case_id: score.prompt for score in read_scores(EvaluationFolder(first).cases_file)[0]}
+    cases = [record for record in load_records(data)[0] if record.split == "test"]
+    assert asked == {record.case_id: choose_prompt(record, "random") for record in cases}
+    assert {len(prompt.split()) for prompt in asked.values()} == {1, 2}  # p1 and p2
+    prompts = EvaluationFolder(first).summary()["prompts"]
+    assert (prompts["level"], prompts["leaks"]) == ("random", True)
+
+
 def test_arguments_are_checked(make_run: Callable[..., Path], data: Path, tmp_path: Path) -> None:
     run = make_run(data)
     for options, says in (
         ({"split": "tset"}, "did you mean 'test'"),
-        ({"level": "random"}, "one named level"),
         ({"threshold": 3}, "from 0 to 1"),
         ({"nsd_tolerance": -1}, "tolerance"),
         ({"batch_size": 0}, "batch size"),

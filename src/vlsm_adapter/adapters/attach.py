@@ -57,7 +57,8 @@ def attach(model: PromptSegmenter, config: AdapterConfig, name: str = "default")
         name: to switch between several adapters.
 
     Raises:
-        AdapterError: the name is taken or malformed, the model lacks a site, or nothing would train.
+        AdapterError: the name is taken or malformed, the model lacks a site or pretrained weights, or nothing would
+            train.
     """
     if not _NAME.fullmatch(name):
         raise AdapterError(f"adapter name '{name}': letters, digits, '-' and '_', 1 to 64 characters, no other")
@@ -65,6 +66,11 @@ def attach(model: PromptSegmenter, config: AdapterConfig, name: str = "default")
         raise AdapterError(f"adapter '{name}' is attached already: detach it, or choose another name")
     if name in tuner.taken_names(model):
         raise AdapterError(f"adapter name '{name}' is the name of a part of the model; choose another: 'my-{name}'")
+    if not model.pretrained and config.method != "full":
+        raise AdapterError(
+            f"model '{model.base_id}' starts from random weights, adapter '{config.method}' would leave some of them as "
+            "they are: train all with 'full' (--adapter full)"
+        )
     placements = config.placements(model)
     if not placements:
         raise AdapterError(f"adapter '{config.method}' places nothing on model '{model.base_id}': nothing would train")
@@ -74,10 +80,8 @@ def attach(model: PromptSegmenter, config: AdapterConfig, name: str = "default")
         tuner.inject(model, name, placements)
     model.adapter_configs[name] = config
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    others = sum(
-        tensor.numel() for other in tuner.names(model) if other != name for tensor in _weights(model, other).values()
-    )
-    copied = sum(tensor.numel() for key, tensor in _weights(model, name).items() if ".adapter_copy." in key)
+    others = sum(tuner.count_parameters(model, other)[0] for other in tuner.names(model) if other != name)
+    _, copied = tuner.count_parameters(model, name)
     total = sum(parameter.numel() for parameter in model.parameters()) - others - copied
     return AttachReport(
         name=name,
@@ -104,6 +108,14 @@ def use_adapter(model: PromptSegmenter, name: str, *, trainable: bool = False) -
 def without_adapter(model: PromptSegmenter) -> AbstractContextManager[None]:
     """A context in which ``model`` is its base, bit for bit."""
     return tuner.disabled(model)
+
+
+def training_mode(model: PromptSegmenter) -> AbstractContextManager[None]:
+    """A context in which the adapter in use trains: its dropout drops, its norms take the statistics of the batch.
+
+    For a step of training. The base stays in evaluation mode, and so does the adapter outside the context.
+    """
+    return tuner.training(model)
 
 
 def detach(model: PromptSegmenter, name: str) -> None:
@@ -137,7 +149,3 @@ def active(model: PromptSegmenter) -> str:
 def _require(model: PromptSegmenter, name: str) -> None:
     if name not in tuner.names(model):
         raise AdapterError(f"no adapter '{name}' is attached: {nearest(name, tuner.names(model))}")
-
-
-def _weights(model: PromptSegmenter, name: str) -> dict:
-    return tuner.state_dict(model, name)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vlsm_adapter.adapters.parts import Part
     from vlsm_adapter.models.base import PromptSegmenter, Site
 
-PARTS = ("v", "vl", "vlc")
+PARTS = ("v", "vl", "vlc", "l", "lc")
 VARIANTS = ("published", "residual")
 
 
@@ -33,7 +33,8 @@ class Placement:
         activate_output: ReLU after the up-projection (the published form).
         zero_start: the up-projection starts at zero.
         scale: factor on the change.
-        copies: the module of the site is trained whole, as a copy in its place; the base keeps its own.
+        copies: the module of the site is trained, as a copy in its place; the base keeps its own.
+        tensors: of a copy, names of the parameters that are copied and train; by default all.
         part: makes what stands around the module of the site, given that module; see :mod:`.parts`.
     """
 
@@ -44,14 +45,19 @@ class Placement:
     zero_start: bool = True
     scale: float = 1.0
     copies: bool = False
+    tensors: tuple[str, ...] = ()
     part: Callable[[nn.Module], Part] | None = None
 
 
 @dataclass(frozen=True)
 class AdapterConfig(ABC):
-    """Base of the methods' configurations; :attr:`method` is the name in the registry and in adapter folders."""
+    """Base of the methods' configurations; :attr:`method` is the name in the registry and in adapter folders.
+
+    ``trains`` is False for a method that is only evaluated.
+    """
 
     method: ClassVar[str]
+    trains: ClassVar[bool] = True
 
     @abstractmethod
     def placements(self, model: PromptSegmenter) -> list[Placement]:
@@ -72,7 +78,7 @@ class BottleneckConfig(AdapterConfig):
 
     Attributes:
         bottleneck_dim: width of the bottlenecks.
-        parts: ``"v"``, ``"vl"`` or ``"vlc"``.
+        parts: ``"v"``, ``"vl"``, ``"vlc"``, ``"l"`` or ``"lc"``.
         variant: ``"published"`` is x + ReLU(up(ReLU(down(x)))) with default initialisation; ``"residual"`` starts as
             the base model (up-projection zero) and has no ReLU at its output.
         condition_dim: bottleneck on the conditional embedding (``"vlc"``); the paper uses 256.
@@ -146,6 +152,12 @@ def check_factor(name: str, value: Any, most: float = 100.0) -> None:
         raise ConfigError(f"{name}={value!r}: must be a number above 0 and at most {most:g}")
 
 
+def check_share(name: str, value: Any) -> None:
+    """Raise ConfigError unless ``value`` is a number from 0 to below 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ConfigError(f"{name}={value!r}: must be a number from 0 to below 1")
+
+
 def sites_named(model: PromptSegmenter, name: str) -> list[Site]:
     """The sites of ``model`` called ``name`` that the decoder reads, in order.
 
@@ -157,4 +169,29 @@ def sites_named(model: PromptSegmenter, name: str) -> list[Site]:
     if not found:
         offered = sorted({site.name for site in all_sites})
         raise AdapterError(f"model '{model.base_id}' has no site '{name}': it offers {', '.join(offered)}")
+    return found
+
+
+def module_at(model: nn.Module, site: Site) -> nn.Module:
+    """The model's own module at ``site``, whatever adapters stand around it."""
+    module = model.get_submodule(site.module)
+    own: nn.Module = getattr(module, "base_layer", module)
+    return own
+
+
+def linear_sites(model: PromptSegmenter, name: str) -> list[Site]:
+    """As :func:`sites_named`, for methods that change the weights of linear layers.
+
+    Raises:
+        AdapterError: there are none, or what stands there is no linear layer.
+    """
+    from torch import nn
+
+    found = sites_named(model, name)
+    for site in found:
+        module = module_at(model, site)
+        if not isinstance(module, nn.Linear):
+            raise AdapterError(
+                f"site '{name}' of model '{model.base_id}' is a {type(module).__name__}; this method needs linear layers"
+            )
     return found

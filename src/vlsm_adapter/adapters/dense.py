@@ -1,7 +1,8 @@
 """Dense adapters (VLSM-Adapter, MICCAI 2024): a bottleneck after self-attention and after the MLP of each block.
 
 Both stand before the block's residual addition. ``parts`` says where: ``"v"`` the image encoder, ``"vl"`` both
-encoders, ``"vlc"`` also the conditional embedding.
+encoders, ``"vlc"`` also the conditional embedding; ``"l"`` and ``"lc"`` leave the image encoder out, for a model whose
+image encoder is no transformer.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ class DenseAdapterConfig(BottleneckConfig):
 
     Attributes:
         bottleneck_dim: width of the bottlenecks in the blocks; the paper uses 64.
-        parts: ``"v"``, ``"vl"`` or ``"vlc"``.
+        parts: ``"v"``, ``"vl"``, ``"vlc"``, ``"l"`` or ``"lc"``.
         variant: ``"published"`` is the paper's code exactly: x + ReLU(up(ReLU(down(x)))), default initialisation,
-            on blocks 0 .. max(extract_layers) - 1 of both encoders. ``"residual"`` starts as the base model
-            (up-projection zero), has no ReLU at its output, and covers every block the decoder reads.
+            on blocks 0 .. max(extract_layers) - 1 of both encoders; on all text blocks where the model has no image
+            blocks to count. ``"residual"`` starts as the base model (up-projection zero), has no ReLU at its output,
+            and covers every block the decoder reads.
         condition_dim: bottleneck on the conditional embedding (``"vlc"``); the paper uses 256.
         activation: of ``"residual"``: ``"gelu"``, ``"relu"`` or ``"silu"``.
         scale: factor on the change, of ``"residual"``.
@@ -38,16 +40,16 @@ class DenseAdapterConfig(BottleneckConfig):
 
     def placements(self, model: PromptSegmenter) -> list[Placement]:
         """One placement per site and block."""
-        names = ["image.attn_out", "image.mlp_out"]
+        names = ["image.attn_out", "image.mlp_out"] if "v" in self.parts else []
         if "l" in self.parts:
             names += ["text.attn_out", "text.mlp_out"]
         chosen = [(site, self.bottleneck_dim) for name in names for site in sites_named(model, name)]
         if self.variant == "published":
             # The published code counts blocks below the last extract layer in both encoders (it misses the block
             # whose output is read last).
-            image_blocks = {site.index for site, _ in chosen if site.name == "image.attn_out"}
-            last = max(image_blocks)
-            chosen = [(site, width) for site, width in chosen if site.index < last]
+            image_blocks = [site.index for site in model.sites() if site.name == "image.attn_out" and site.read]
+            if image_blocks:
+                chosen = [(site, width) for site, width in chosen if site.index < max(image_blocks)]
         if "c" in self.parts:
             chosen += [(site, self.condition_dim) for site in sites_named(model, "condition")]
         return [self.place(site, width) for site, width in chosen]

@@ -17,6 +17,7 @@ from vlsm_adapter import files
 from vlsm_adapter.adapters import tuner
 from vlsm_adapter.adapters.attach import active, attach
 from vlsm_adapter.adapters.config import AdapterConfig, adapter_config
+from vlsm_adapter.adapters.weights import check_weights
 from vlsm_adapter.errors import AdapterError, ConfigError, ModelError, one_line
 
 if TYPE_CHECKING:
@@ -118,8 +119,8 @@ def save_adapter(
     }
     files.write_bytes(folder / WEIGHTS_NAME, save(weights, metadata={"format": "pt"}))
     files.write_json(folder / CONFIG_NAME, manifest)
-    count = sum(tensor.numel() for tensor in weights.values())
-    files.write_text(folder / CARD_NAME, _card(manifest, info, count))
+    count, _ = tuner.count_parameters(model, name)
+    files.write_text(folder / CARD_NAME, _card(manifest, info, count, model.caution))
     return folder
 
 
@@ -237,7 +238,7 @@ def load_adapter(
         )
     source = str(folder / WEIGHTS_NAME)
     # Before anything is attached: a configuration that lies about its sizes must not cost memory either.
-    tuner.check_weights(weights, tuner.expected_shapes(manifest.config.placements(model), model), source)
+    check_weights(weights, tuner.expected_shapes(manifest.config.placements(model), model), source)
     attach(model, manifest.config, name)
     tuner.load_state_dict(model, name, weights, source)
     return model.freeze()
@@ -270,7 +271,7 @@ def _info_from_json(values: Any) -> AdapterInfo:
     return AdapterInfo(**values)
 
 
-def _card(manifest: dict[str, Any], info: AdapterInfo, count: int) -> str:
+def _card(manifest: dict[str, Any], info: AdapterInfo, count: int, caution: str) -> str:
     adapter, base = manifest["adapter"], manifest["base"]
     settings = ", ".join(f"{key}={value}" for key, value in adapter.items() if key != "method")
     size = " x ".join(str(side) for side in manifest["preprocessing"]["size"])
@@ -287,11 +288,12 @@ def _card(manifest: dict[str, Any], info: AdapterInfo, count: int) -> str:
         *([f"license: {info.licence}"] if info.licence else []),
         "---",
         "",
-        f"# {adapter['method'].capitalize()} adapter for {base['id']}",
+        f"# Adapter '{adapter['method']}' for {base['id']}",
         "",
         "| | |",
         "|---|---|",
-        f"| base model | `{base['id']}` ({base['family']}), SHA-256 of the weights `{base['sha256']}` |",
+        f"| base model | `{base['id']}` ({base['family']}), SHA-256 `{base['sha256']}` |",
+        *([f"| caution | {caution} |"] if caution else []),
         f"| method | {adapter['method']}: {settings} |",
         f"| parameters | {count:,} |",
         f"| input | {size} pixels, {manifest['preprocessing']['resample']}, stretched |",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from vlsm_adapter.adapters.config import ADAPTERS, AdapterConfig, Placement, sites_named
+from vlsm_adapter.adapters.config import ADAPTERS, AdapterConfig, Placement
 
 if TYPE_CHECKING:
     from vlsm_adapter.models.base import PromptSegmenter
@@ -22,6 +22,6 @@ class FullConfig(AdapterConfig):
     method: ClassVar[str] = "full"
 
     def placements(self, model: PromptSegmenter) -> list[Placement]:
-        """One copy per part of the model that has weights and is read."""
+        """One copy per part of the model that has weights and is read; a text-free model has none for text."""
         names = ("image", "text", "decoder")
-        return [Placement(site, copies=True) for name in names for site in sites_named(model, name)]
+        return [Placement(site, copies=True) for site in model.sites() if site.name in names and site.read]

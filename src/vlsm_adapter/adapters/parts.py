@@ -1,8 +1,8 @@
 """The seam for methods that are more than a bottleneck behind a module: a part stands around the module of a site.
 
 A part may change what goes in, what comes out, or both (a parallel branch, a scaled output, inserted tokens, tuned
-biases). It lives under its adapter's name beside those of other adapters, in float32 whatever the base, and its
-parameters are what the adapter folder stores.
+biases). It lives under its adapter's name beside those of other adapters, in float32 whatever the base; its parameters
+and buffers are what the adapter folder stores. It is in training mode in the steps of training alone.
 """
 
 from __future__ import annotations
@@ -21,6 +21,11 @@ class Part(nn.Module):
     A fresh part should leave the model's output as it was, so that training starts from the base; one that does not
     says so in its docstring.
     """
+
+    @property
+    def tokens_given(self) -> int:
+        """Learned tokens that it gives at an ``image.tokens`` or ``text.tokens`` site; elsewhere 0."""
+        return 0
 
     @abstractmethod
     def forward(self, base: Callable[..., torch.Tensor], x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 Nothing inside the encoders changes. ``parts``: ``"v"`` the image activations; ``"vl"`` also the end-of-text states of
 the same text blocks, whose adapted value is added to the conditional embedding; ``"vlc"`` also a bottleneck on that.
+``"l"`` and ``"lc"`` leave the image out. Where the decoder reads the words themselves (CRIS), they are the text activation.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from vlsm_adapter.adapters.config import ADAPTERS, BottleneckConfig, Placement, sites_named
 from vlsm_adapter.errors import AdapterError
+from vlsm_adapter.models.base import TextSkip
 
 if TYPE_CHECKING:
     from vlsm_adapter.models.base import PromptSegmenter
@@ -23,7 +25,7 @@ class ShallowAdapterConfig(BottleneckConfig):
 
     Attributes:
         bottleneck_dim: width of the bottlenecks; the paper uses 512.
-        parts: ``"v"``, ``"vl"`` or ``"vlc"``.
+        parts: ``"v"``, ``"vl"``, ``"vlc"``, ``"l"`` or ``"lc"``.
         variant: ``"published"`` is the paper's code exactly: x + ReLU(up(ReLU(down(x)))), default initialisation;
             for text that whole sum is added to the condition. ``"residual"`` starts as the base model: the
             up-projection is zero, no ReLU at the output, and only the change is added to the condition.
@@ -45,11 +47,15 @@ class ShallowAdapterConfig(BottleneckConfig):
         Raises:
             AdapterError: the text states have another width than the condition they are added to.
         """
-        chosen = [(site, self.bottleneck_dim) for site in sites_named(model, "image.skip")]
+        chosen = [
+            (site, self.bottleneck_dim) for site in (sites_named(model, "image.skip") if "v" in self.parts else [])
+        ]
         condition = sites_named(model, "condition")
         if "l" in self.parts:
             text = sites_named(model, "text.skip")
-            if text[0].width != condition[0].width:
+            module = model.get_submodule(text[0].module)
+            added = isinstance(getattr(module, "base_layer", module), TextSkip)
+            if added and text[0].width != condition[0].width:
                 raise AdapterError(
                     f"shallow adapter with parts '{self.parts}': text width {text[0].width} of model "
                     f"'{model.base_id}' differs from the condition's {condition[0].width}; use parts='v'"

@@ -1,7 +1,7 @@
-"""The only file on PEFT's hooks: bottlenecks, trainable copies and parts on the modules that a model names as sites.
+"""The file on PEFT's hooks: bottlenecks, trainable copies and parts on the modules that a model names as sites.
 
-PEFT gives the bookkeeping: wrapped layers, several adapters by name, switching, disabling, adapter-only state
-dicts, and its own methods (LoRA and kin) on the same model. PEFT's list of method names is closed, so ours is
+PEFT gives the bookkeeping: wrapped layers, several adapters by name, switching, disabling, and, in :mod:`.peft_layers`,
+the mathematics of its own methods (LoRA and kin) as parts. PEFT's list of method names is closed, so ours is
 an enum of its own, entered in PEFT's mappings by hand; ``tests/contract/test_peft_hooks.py`` guards the hooks used.
 """
 
@@ -15,22 +15,23 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import peft.mapping
 import torch
-from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftConfig, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 
 from vlsm_adapter.adapters.blocks import bottleneck_change, make_bottleneck
-from vlsm_adapter.adapters.config import Placement
+from vlsm_adapter.adapters.config import Placement, module_at
+from vlsm_adapter.adapters.copies import TensorCopy, twin
 from vlsm_adapter.adapters.parts import Part
+from vlsm_adapter.adapters.weights import check_weights
 from vlsm_adapter.errors import AdapterError
 from vlsm_adapter.models.base import PromptSegmenter, TextSkip
 
 _PREFIX = "adapter_"
-_WEIGHT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 class SiteType(str, enum.Enum):  # noqa: UP042  # PEFT compares with str-Enum members
@@ -81,10 +82,13 @@ class SiteLayer(nn.Module, BaseTunerLayer):
         """
         self.placement[name] = placement
         if placement.copies:
-            self.adapter_copy[name] = copy.deepcopy(self.base_layer).to(device, torch.float32)
+            base = self.base_layer
+            copied = TensorCopy(base, placement.tensors) if placement.tensors else copy.deepcopy(base)
+            self.adapter_copy[name] = copied.to(device, torch.float32)
             return
         if placement.part is not None:
-            self.adapter_part[name] = placement.part(self.base_layer).to(device, torch.float32)
+            part = placement.part(self.base_layer).to(device, torch.float32)
+            self.adapter_part[name] = part.train(self.training)
             return
         down, up = make_bottleneck(placement.site.width, placement.bottleneck_dim, zero_start=placement.zero_start)
         self.adapter_down[name], self.adapter_up[name] = down.to(device), up.to(device)
@@ -112,7 +116,19 @@ class SiteLayer(nn.Module, BaseTunerLayer):
         chosen = self._active()
         if any(not self.placement[name].copies for name in chosen):
             return self
-        return self.adapter_copy[chosen[-1]] if chosen else self.base_layer
+        if not chosen:
+            return self.base_layer
+        used = self.adapter_copy[chosen[-1]]
+        return used.within(self.base_layer) if isinstance(used, TensorCopy) else used
+
+    @property
+    def tokens_given(self) -> int:
+        """Learned tokens that the part in use gives at a ``tokens`` site."""
+        return max((part.tokens_given for part in self.parts_in_use()), default=0)
+
+    def parts_in_use(self) -> list[Part]:
+        """The part of each active adapter that has one here."""
+        return [cast("Part", self.adapter_part[name]) for name in self._active() if name in self.adapter_part]
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The output of the base layer or of the copy in its place, changed by the active bottlenecks in turn.
@@ -142,6 +158,8 @@ class SiteLayer(nn.Module, BaseTunerLayer):
 
     def _copied(self, name: str, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         used = self.adapter_copy[name]
+        if isinstance(used, TensorCopy):
+            return used.within(self.base_layer)(x, *args, **kwargs)
         if x.is_floating_point():
             x = x.to(next(used.parameters()).dtype)
         return used(x, *args, **kwargs).to(next(self.base_layer.parameters()).dtype)
@@ -212,8 +230,8 @@ def inject(model: PromptSegmenter, name: str, placements: list[Placement]) -> No
         # PEFT warns when a second adapter is added; here that is the purpose.
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         SiteTuner(model, config, adapter_name=name)
-    parts = {
-        placement.site.module: model.get_submodule(placement.site.module).adapter_part[name]
+    parts: dict[str, Part] = {
+        placement.site.module: cast("Any", model.get_submodule(placement.site.module)).adapter_part[name]
         for placement in placements
         if placement.part is not None
     }
@@ -256,6 +274,22 @@ def disabled(model: nn.Module) -> Iterator[None]:
     finally:
         for layer, was in before:
             layer._disable_adapters = was
+
+
+@contextmanager
+def training(model: nn.Module) -> Iterator[None]:
+    """The parts of the adapter in use are in training mode (dropout, statistics of the batch) as long as this lasts.
+
+    The base and copies of its modules never are: they keep the mode they have.
+    """
+    parts = [part for layer in layers(model) if isinstance(layer, SiteLayer) for part in layer.parts_in_use()]
+    for part in parts:
+        part.train()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.eval()
 
 
 @contextmanager
@@ -308,8 +342,36 @@ def _take_off(model: nn.Module, name: str) -> None:
 
 
 def state_dict(model: nn.Module, name: str) -> dict[str, torch.Tensor]:
-    """Weights of one adapter; keys carry the site's module name, not the adapter's name."""
-    return get_peft_model_state_dict(model, adapter_name=name)
+    """Weights and buffers of one adapter; keys carry the site's module name, not the adapter's name."""
+    if not _is_ours(model, name):
+        return get_peft_model_state_dict(model, adapter_name=name)
+    return {
+        f"{prefix}{key}": tensor for prefix, held in _held(model, name) for key, tensor in held.state_dict().items()
+    }
+
+
+def count_parameters(model: nn.Module, name: str) -> tuple[int, int]:
+    """How many parameters an adapter has, and how many of them stand in place of the base's own."""
+    if not _is_ours(model, name):
+        return sum(tensor.numel() for tensor in state_dict(model, name).values()), 0
+    counts = [(prefix, sum(tensor.numel() for tensor in held.parameters())) for prefix, held in _held(model, name)]
+    copied = sum(count for prefix, count in counts if prefix.endswith(".adapter_copy."))
+    return sum(count for _, count in counts), copied
+
+
+def _is_ours(model: nn.Module, name: str) -> bool:
+    configs: Any = model.peft_config
+    return isinstance(configs[name], SiteConfig)
+
+
+def _held(model: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    """All that the sites hold of one adapter, with the start of its keys."""
+    for path, layer in model.named_modules():
+        if isinstance(layer, SiteLayer):
+            for kind in SiteLayer.adapter_layer_names:
+                held = getattr(layer, kind)
+                if name in held:
+                    yield f"{path}.{kind}.", held[name]
 
 
 def load_state_dict(model: nn.Module, name: str, weights: Mapping[str, torch.Tensor], source: str) -> None:
@@ -319,25 +381,25 @@ def load_state_dict(model: nn.Module, name: str, weights: Mapping[str, torch.Ten
         AdapterError: what :func:`check_weights` finds; nothing was changed.
     """
     check_weights(weights, {key: tuple(tensor.shape) for key, tensor in state_dict(model, name).items()}, source)
-    result = set_peft_model_state_dict(model, dict(weights), adapter_name=name)
-    if result.unexpected_keys:
-        raise AdapterError(f"{source}: PEFT did not place {result.unexpected_keys[:2]}; report this")
+    for prefix, held in _held(model, name):
+        own = {key.removeprefix(prefix): tensor for key, tensor in weights.items() if key.startswith(prefix)}
+        held.load_state_dict(own)
 
 
 def expected_shapes(placements: list[Placement], model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Key and shape of each weight that an adapter with these placements on ``model`` has."""
     shapes: dict[str, tuple[int, ...]] = {}
     for placement in placements:
+        base = module_at(model, placement.site)
         if placement.copies:
-            base = model.get_submodule(placement.site.module)
-            base = base.base_layer if isinstance(base, SiteLayer) else base
             for key, tensor in base.state_dict().items():
-                shapes[f"{placement.site.module}.adapter_copy.{key}"] = tuple(tensor.shape)
+                if not placement.tensors or key in placement.tensors:
+                    shapes[f"{placement.site.module}.adapter_copy.{key}"] = tuple(tensor.shape)
             continue
         if placement.part is not None:
-            base = model.get_submodule(placement.site.module)
+            own = {key: tensor.to("meta") for key, tensor in base.named_parameters(recurse=False)}
             with torch.device("meta"):  # sizes only
-                part = placement.part(base.base_layer if isinstance(base, SiteLayer) else base)
+                part = placement.part(twin(base, own))
             for key, tensor in part.state_dict().items():
                 shapes[f"{placement.site.module}.adapter_part.{key}"] = tuple(tensor.shape)
             continue
@@ -347,25 +409,3 @@ def expected_shapes(placements: list[Placement], model: nn.Module) -> dict[str, 
         shapes[f"{module}.adapter_up.weight"] = (width, narrow)
         shapes[f"{module}.adapter_up.bias"] = (width,)
     return shapes
-
-
-def check_weights(weights: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]], source: str) -> None:
-    """Whether ``weights`` are exactly the ones ``expected`` (shapes by key).
-
-    Raises:
-        AdapterError: a key is missing or not known, or a tensor has another shape, holds no real numbers, or is not
-            finite.
-    """
-    missing, unknown = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
-    if missing or unknown:
-        raise AdapterError(
-            f"{source}: weights do not fit the adapter; missing {missing[:2]} ({len(missing)}), "
-            f"unknown {unknown[:2]} ({len(unknown)}): was it saved for this model and configuration?"
-        )
-    for key, tensor in weights.items():
-        if tuple(tensor.shape) != expected[key]:
-            raise AdapterError(f"{source}: '{key}' has shape {tuple(tensor.shape)}, the adapter needs {expected[key]}")
-        if tensor.dtype not in _WEIGHT_TYPES:
-            raise AdapterError(f"{source}: '{key}' is of type {tensor.dtype}; allowed: float32, float16, bfloat16")
-        if not torch.isfinite(tensor).all():
-            raise AdapterError(f"{source}: '{key}' holds values that are not finite; the file is damaged")

@@ -47,6 +47,12 @@ class MemoryCache:
             _, dropped = self._items.popitem(last=False)
             self.used_bytes -= _size(dropped)
 
+    def drop(self, key: object) -> None:
+        """Keep ``key`` no longer."""
+        item = self._items.pop(key, None)
+        if item is not None:
+            self.used_bytes -= _size(item)
+
     def resize(self, max_bytes: int) -> None:
         """Set another bound, dropping what no longer fits."""
         self.max_bytes = max_bytes

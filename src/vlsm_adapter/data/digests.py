@@ -46,6 +46,25 @@ def _parts(file: Path, size: int) -> Iterator[bytes]:
             yield part
 
 
+class FileDigests:
+    """SHA-256 of the whole content of files, each read once while its size, time and number stay."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int, int, int], bytes] = {}
+
+    def of(self, file: Path) -> bytes | None:
+        """32 bytes; None if the file cannot be read."""
+        try:
+            status = file.stat()
+            key = (str(file), status.st_size, status.st_mtime_ns, status.st_ino)
+            if key not in self._known:
+                with file.open("rb") as handle:
+                    self._known[key] = hashlib.file_digest(handle, "sha256").digest()
+            return self._known[key]
+        except (OSError, ValueError):
+            return None
+
+
 def digest_of_text(*texts: str) -> str:
     """A digest of the contents of list files."""
     state = hashlib.blake2b(digest_size=16)

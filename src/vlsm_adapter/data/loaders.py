@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from vlsm_adapter.data.augmentation import NONE, augment_case, check_augment
 from vlsm_adapter.data.cache import MemoryCache
 from vlsm_adapter.data.disk_cache import DiskCache, Kept
 from vlsm_adapter.data.images import check_same_size, header_size, read_image, read_mask
+from vlsm_adapter.data.masks import resize_mask
 from vlsm_adapter.data.prompts import choose_prompt
 from vlsm_adapter.errors import DataError, UserError
 from vlsm_adapter.types import Batch, Record
@@ -55,16 +56,18 @@ class Sample:
     """One case ready for a model.
 
     Attributes:
-        pixel_values: float32 (3, h, w).
+        pixel_values: float32 (3, h, w), or None where nobody needs them (see ``CaseDataset.encoded``).
         mask: float32 (h, w) in {0, 1}, or None for an unlabelled case.
         case_id: the case.
         prompt: the text to ask.
+        image: what the pixels are of: samples of equal ``image`` have equal pixels, whichever case they are of.
     """
 
-    pixel_values: torch.Tensor
+    pixel_values: torch.Tensor | None
     mask: torch.Tensor | None
     case_id: str
     prompt: str
+    image: str
 
 
 class CaseDataset(Dataset[Sample]):
@@ -79,6 +82,9 @@ class CaseDataset(Dataset[Sample]):
         cache_bytes: bound of the cache of resized images and masks in memory; 0 keeps none there.
         disk_cache: keeps them on disk as well, for later runs and for loader processes.
         augment: changes every sample of an epoch, where it is on and ``epoch`` is a number; see ``augmentation``.
+
+    Attributes:
+        encoded: image files whose samples come without pixels, to be set where what is computed from them is known.
 
     Raises:
         DataError: on access, when a file is unusable or a case lacks the level.
@@ -104,6 +110,7 @@ class CaseDataset(Dataset[Sample]):
         self.cache = MemoryCache(cache_bytes)
         self.disk_cache = disk_cache
         self.augment = check_augment(augment)
+        self.encoded: Collection[str] = frozenset()
 
     def set_epoch(self, epoch: int | None) -> None:
         """Draw the prompts of ``epoch`` from now on; None fixes them."""
@@ -119,17 +126,31 @@ class CaseDataset(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         record = self.records[index]
         prompt = self.prompt(index)
+        name = str(record.image)
+        if name in self.encoded:
+            return Sample(None, _as_tensor(self._resized_mask(record)), record.case_id, prompt, name)
         image, mask = self._resized(record)
         if self.augment != NONE and self.epoch is not None:
             image, mask, prompt = augment_case(
                 image, mask, prompt, level=self.augment, case_id=record.case_id, seed=self.seed, epoch=self.epoch
             )
-        return Sample(
-            pixel_values=self.preprocess.normalize(image),
-            mask=None if mask is None else torch.from_numpy(mask.astype(np.float32)),
-            case_id=record.case_id,
-            prompt=prompt,
-        )
+            name = f"{name}\0{record.case_id}"  # no other case is changed alike
+        return Sample(self.preprocess.normalize(image), _as_tensor(mask), record.case_id, prompt, name)
+
+    @property
+    def images(self) -> list[str]:
+        """The image files, each once."""
+        return list(dict.fromkeys(str(record.image) for record in self.records))
+
+    @property
+    def image_treatment(self) -> str:
+        """All that the resized image depends on beside the content of its file."""
+        return f"image {_DECODER} {self.preprocess.resize_key}"
+
+    def pixels(self, image: str) -> torch.Tensor:
+        """float32 (3, h, w) of one of the ``images``, as it stands in samples that are not augmented."""
+        record = next(record for record in self.records if str(record.image) == image)
+        return self.preprocess.normalize(self._resized(record)[0])
 
     def _resized(self, record: Record) -> tuple[np.ndarray, np.ndarray | None]:
         kept = self.cache.get(record.case_id)
@@ -144,6 +165,19 @@ class CaseDataset(Dataset[Sample]):
         self.cache.put(record.case_id, image.copy(), mask)
         return image, mask
 
+    def _resized_mask(self, record: Record) -> np.ndarray | None:
+        """The mask alone; memory held for the image is given back."""
+        if record.mask is None:
+            return None
+        kept = self.cache.get((record.case_id, "mask"))
+        if kept is not None:
+            return kept[0]
+        with_image = self.cache.get(record.case_id)
+        mask = self._load_mask(record)[0] if with_image is None or with_image[1] is None else with_image[1]
+        self.cache.drop(record.case_id)
+        self.cache.put((record.case_id, "mask"), mask, None)
+        return mask
+
     def _load_image(self, record: Record) -> tuple[np.ndarray, tuple[int, int]]:
         """The resized image, and the native (H, W)."""
 
@@ -153,10 +187,7 @@ class CaseDataset(Dataset[Sample]):
             image = read_image(record.image, at_least=(2 * h, 2 * w))
             return Kept(self.preprocess.resize(image), (height, width))
 
-        if self.disk_cache is None:
-            kept = make()
-        else:
-            kept = self.disk_cache.load(record.image, f"image {_DECODER} {self.preprocess.resize_key}", make)
+        kept = make() if self.disk_cache is None else self.disk_cache.load(record.image, self.image_treatment, make)
         return kept.array, kept.native
 
     def _load_mask(self, record: Record) -> tuple[np.ndarray, tuple[int, int]]:
@@ -176,39 +207,12 @@ class CaseDataset(Dataset[Sample]):
         return kept.array, kept.native
 
 
-def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Stretch a mask: a pixel of the result is foreground when at least half of its area is.
-
-    The area is exact, also for ratios that are no whole numbers; taking the nearest pixel instead would lose or
-    thicken thin structures.
-
-    Args:
-        mask: bool (H, W).
-        size: (h, w).
-
-    Returns:
-        bool (h, w).
-    """
-    if mask.shape == size:
-        return mask.copy()
-    area = _area_sums(_area_sums(mask.astype(np.float64), size[0]).T, size[1]).T
-    share = area * (size[0] * size[1] / (mask.shape[0] * mask.shape[1]))
-    return share >= 0.5 - 1e-9
-
-
-def _area_sums(values: np.ndarray, count: int) -> np.ndarray:
-    """Sums of (N, M) over ``count`` equal stretches of the first axis, parts of rows counted in part."""
-    length = values.shape[0]
-    running = np.zeros((length + 1, values.shape[1]))
-    np.cumsum(values, axis=0, out=running[1:])
-    cuts = np.arange(count + 1) * (length / count)
-    whole = np.minimum(cuts.astype(np.int64), length - 1)
-    at_cuts = running[whole] + (cuts - whole)[:, None] * values[whole]
-    return np.diff(at_cuts, axis=0)
+def _as_tensor(mask: np.ndarray | None) -> torch.Tensor | None:
+    return None if mask is None else torch.from_numpy(mask.astype(np.float32))
 
 
 def collate(samples: Sequence[Sample], tokenize: Tokenize) -> Batch:
-    """One batch, each sample with its own image and prompt (P = B).
+    """One batch, each sample with its own prompt; an image that several of them share is there once (B <= P).
 
     Args:
         samples: at least one, all with masks or all without.
@@ -219,6 +223,8 @@ def collate(samples: Sequence[Sample], tokenize: Tokenize) -> Batch:
     """
     prompts = [sample.prompt for sample in samples]
     input_ids, attention_mask = tokenize(prompts)
+    images = {name: row for row, name in enumerate(dict.fromkeys(sample.image for sample in samples))}
+    pixels = {images[sample.image]: sample.pixel_values for sample in samples if sample.pixel_values is not None}
     masks = [sample.mask for sample in samples if sample.mask is not None]
     if masks and len(masks) < len(samples):
         alone = next(sample.case_id for sample in samples if sample.mask is None)
@@ -227,13 +233,15 @@ def collate(samples: Sequence[Sample], tokenize: Tokenize) -> Batch:
         )
     return Batch(
         # torch's own stacks into shared memory in a loader process: one copy of every batch less.
-        pixel_values=default_collate([sample.pixel_values for sample in samples]),
+        pixel_values=default_collate(list(pixels.values())) if pixels else torch.empty(0, 3, 0, 0),
         input_ids=input_ids,
         attention_mask=attention_mask,
-        image_index=torch.arange(len(samples)),
+        image_index=torch.tensor([images[sample.image] for sample in samples]),
         masks=default_collate(masks) if masks else None,
         case_ids=tuple(sample.case_id for sample in samples),
         prompts=tuple(prompts),
+        images=tuple(images),
+        pixel_rows=None if len(pixels) == len(images) else tuple(pixels),
     )
 
 
@@ -250,6 +258,8 @@ class EpochBatches(Sampler[list[int]]):
         seed, epoch: choose the permutation.
         drop_last: leave out a last batch that is not full.
         start_batch: batches of the epoch already done.
+        share: ``(k, n)``: of every batch the part of the k-th (from 0) of n processes, every n-th case; one that has
+            none in a last batch gets its first case, to keep step.
 
     Raises:
         DataError: ``batch_size`` is below one, or ``start_batch`` is negative or beyond the end.
@@ -265,6 +275,7 @@ class EpochBatches(Sampler[list[int]]):
         epoch: int,
         drop_last: bool = False,
         start_batch: int = 0,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         if batch_size < 1:
             raise DataError(f"batch size {batch_size}: must be at least 1")
@@ -274,7 +285,8 @@ class EpochBatches(Sampler[list[int]]):
             batches.pop()
         if not 0 <= start_batch <= len(batches):
             raise DataError(f"start batch {start_batch}: the epoch has batches 0 to {len(batches)}")
-        self._batches = batches[start_batch:]
+        rank, processes = share
+        self._batches = [batch[rank::processes] or batch[:1] for batch in batches[start_batch:]]
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self._batches)
@@ -309,6 +321,7 @@ def make_loader(
     num_workers: int = 0,
     drop_last: bool = False,
     start_batch: int = 0,
+    share: tuple[int, int] = (0, 1),
     pin_memory: bool = False,
 ) -> CaseLoader:
     """The batches of one epoch.
@@ -324,6 +337,7 @@ def make_loader(
         num_workers: loader processes; 0 loads here and keeps the cache from epoch to epoch. The workers of one
             loader share the dataset's ``cache_bytes`` evenly and start with what is cached here.
         start_batch: batches of the epoch already done; iteration goes on after them.
+        share: which part of every batch, see ``EpochBatches``.
         pin_memory: as in torch.
 
     Raises:
@@ -339,6 +353,7 @@ def make_loader(
         epoch=epoch,
         drop_last=drop_last,
         start_batch=start_batch,
+        share=share,
     )
     return CaseLoader(
         _Guarded(dataset) if num_workers else dataset,

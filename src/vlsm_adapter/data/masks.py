@@ -1,4 +1,4 @@
-"""Deciding what is foreground in the pixels of a mask file, and when a file is no mask.
+"""Deciding what is foreground in the pixels of a mask file, when a file is no mask, and resizing what is one.
 
 Published masks come as 0/255, as 0/1, as JPEG with halos, with a palette, in colour, or as the alpha channel of a
 cut-out. Each is told by its values alone. What cannot be told for sure is refused with the fix, never guessed:
@@ -276,3 +276,34 @@ def _several(name: str, found: np.ndarray | Sequence[int]) -> str:
         f"{name}: {len(found)} different values ({listed}), one of which must be chosen: give it as mask_value in the manifest, "
         "or save a mask with 0 and 255"
     )
+
+
+def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Stretch a mask: a pixel of the result is foreground when at least half of its area is.
+
+    The area is exact, also for ratios that are no whole numbers; taking the nearest pixel instead would lose or
+    thicken thin structures.
+
+    Args:
+        mask: bool (H, W).
+        size: (h, w).
+
+    Returns:
+        bool (h, w).
+    """
+    if mask.shape == size:
+        return mask.copy()
+    area = _area_sums(_area_sums(mask.astype(np.float64), size[0]).T, size[1]).T
+    share = area * (size[0] * size[1] / (mask.shape[0] * mask.shape[1]))
+    return share >= 0.5 - 1e-9
+
+
+def _area_sums(values: np.ndarray, count: int) -> np.ndarray:
+    """Sums of (N, M) over ``count`` equal stretches of the first axis, parts of rows counted in part."""
+    length = values.shape[0]
+    running = np.zeros((length + 1, values.shape[1]))
+    np.cumsum(values, axis=0, out=running[1:])
+    cuts = np.arange(count + 1) * (length / count)
+    whole = np.minimum(cuts.astype(np.int64), length - 1)
+    at_cuts = running[whole] + (cuts - whole)[:, None] * values[whole]
+    return np.diff(at_cuts, axis=0)

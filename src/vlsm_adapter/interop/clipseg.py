@@ -40,7 +40,7 @@ _SITE = {
     "text_extract_adapters": "text.skip",
     "cond_adapter": "condition",
 }
-_BASE = re.compile(r"(?:net\.)?(clipseg\..+)")
+BASE_KEY = re.compile(r"(?:net\.)?(clipseg\..+)")
 
 
 def clipseg_from_published(
@@ -77,7 +77,7 @@ def clipseg_from_published(
         if match:
             index = int(match["index"] or 0)
             found[match["group"] or "cond_adapter", index, match["half"], match["kind"]] = tensor
-        elif base_key := _BASE.fullmatch(key):
+        elif base_key := BASE_KEY.fullmatch(key):
             carried[base_key[1]] = tensor
         elif not key.startswith(("net.clip.", "clip.")):  # aliases of the frozen base
             unknown.append(key)
@@ -87,7 +87,7 @@ def clipseg_from_published(
         raise AdapterError(f"{source}: keys of no published variant: {unknown[:2]} ({len(unknown)} in all)")
     config = _read_config(found, source)
     model = load_model(base)
-    _check_base(model, carried, source)
+    check_base(model, carried, source)
     attach(model, config, name)
     modules = {(site.name, site.index): site.module for site in model.sites()}
     weights: dict[str, torch.Tensor] = {}
@@ -126,7 +126,7 @@ def _read_config(found: Mapping[tuple[str, int, str, str], torch.Tensor], source
         raise AdapterError(f"{source}: {error}") from error
 
 
-def _check_base(model: PromptSegmenter, carried: Mapping[str, torch.Tensor], source: str) -> None:
+def check_base(model: PromptSegmenter, carried: Mapping[str, torch.Tensor], source: str) -> None:
     """The checkpoint's own copy of the frozen base must be the base given, or the adapter means nothing."""
     import torch
 

@@ -15,15 +15,22 @@ if TYPE_CHECKING:
 
 _TINY = Path(__file__).parent / "tiny"
 _EMBEDDED = {"tiny": _TINY}
+_TEXT_FREE = ("unet", "segresnet", "dynunet")  # of text_free.ARCHITECTURES, which imports torch
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def _registry() -> Registry[type[PromptSegmenter]]:
     # Filled on first use: the classes import torch and transformers, listing names must not.
     from vlsm_adapter.models.clipseg import CLIPSeg
+    from vlsm_adapter.models.cris import CRIS
+    from vlsm_adapter.models.san import SAN
+    from vlsm_adapter.models.text_free import TextFree
 
     models: Registry[type[PromptSegmenter]] = Registry("model family")
     models.register(CLIPSeg.family)(CLIPSeg)
+    models.register(CRIS.family)(CRIS)
+    models.register(SAN.family)(SAN)
+    models.register(TextFree.family)(TextFree)
     return models
 
 
@@ -31,8 +38,8 @@ def load_model(name: str | Path, dtype: str | torch.dtype = "auto") -> PromptSeg
     """Load a base model, frozen and in evaluation mode.
 
     Args:
-        name: ``"tiny"`` (in the package), a local folder in Hugging Face format, or a hub id such as
-            ``"CIDAS/clipseg-rd64-refined"``.
+        name: ``"tiny"`` (in the package), a local folder in Hugging Face format, a hub id such as
+            ``"CIDAS/clipseg-rd64-refined"``, or a text-free network (:func:`text_free_models`), whose weights are random.
         dtype: type of the weights in memory; ``"auto"`` is float32, whatever the file holds.
 
     Raises:
@@ -48,6 +55,8 @@ def load_model(name: str | Path, dtype: str | torch.dtype = "auto") -> PromptSeg
         dtype = torch.float32 if dtype == "auto" else getattr(torch, dtype)
     base_id = str(name)
     source: str | Path
+    if base_id in _TEXT_FREE:
+        return _registry().get("text_free").from_pretrained(base_id, base_id, dtype)
     if base_id in _EMBEDDED:
         source = _EMBEDDED[base_id]
     elif Path(base_id).is_dir():
@@ -57,7 +66,7 @@ def load_model(name: str | Path, dtype: str | torch.dtype = "auto") -> PromptSeg
         source = base_id
     else:
         raise ModelError(
-            f"model '{base_id}' is neither a folder nor a hub id ('owner/name'): {nearest(base_id, _EMBEDDED)}"
+            f"model '{base_id}' is neither a folder nor a hub id ('owner/name'): {nearest(base_id, (*_EMBEDDED, *_TEXT_FREE))}"
         )
     config = checkpoints.read_config(source, base_id)
     family = str(config.get("model_type", "(none)"))
@@ -70,3 +79,8 @@ def load_model(name: str | Path, dtype: str | torch.dtype = "auto") -> PromptSeg
 def embedded_models() -> list[str]:
     """Names of the models that come with the package."""
     return list(_EMBEDDED)
+
+
+def text_free_models() -> list[str]:
+    """Names of the text-free references, networks of MONAI that train from random weights."""
+    return list(_TEXT_FREE)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -33,12 +33,15 @@ class Site:
 
     Attributes:
         name: ``image.attn_out``, ``image.mlp_out``, ``text.attn_out``, ``text.mlp_out`` (per block, before the
-            residual addition), ``image.skip`` and ``text.skip`` (per activation on its way to the decoder),
-            ``condition`` (the text embedding given to the decoder); ``image``, ``text``, ``decoder``: the modules
+            residual addition), ``image.query``, ``.key``, ``.value`` and ``.mlp_in``, the same of ``text`` (the linear
+            layers per block), ``image.skip`` and ``text.skip`` (per activation on its way to the decoder),
+            ``text.projection`` (the linear layer that gives the text embedding), ``condition`` (that embedding on its
+            way to the decoder), ``logits`` (P, H, W) behind the decoder, ``image.tokens`` and ``text.tokens`` (learned
+            tokens before each block, see :mod:`.prompt_tokens`); ``image``, ``text``, ``decoder``: the modules
             that hold the weights of the three stages, to be trained whole.
         index: block number, or the number of the activation or module; 0 where there is only one.
         module: dotted name of the module inside the model.
-        width: features D of what passes here; 0 for ``image``, ``text`` and ``decoder``.
+        width: features D of what passes here (of ``mlp_in``: goes in); 1 for ``logits``; 0 for ``image``, ``text`` and ``decoder``.
         read: whether the decoder's output depends on this site; a method never attaches where it is False.
     """
 
@@ -73,6 +76,21 @@ class ImageFeatures:
     activations: tuple[torch.Tensor, ...]
     grid: tuple[int, int]
 
+    @classmethod
+    def join(cls, parts: Sequence[ImageFeatures]) -> ImageFeatures:
+        """Features of all the images of ``parts``, which are of one size."""
+        return replace(
+            parts[0], activations=tuple(map(torch.cat, zip(*(part.activations for part in parts), strict=True)))
+        )
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All there is to keep; :meth:`with_tensors` takes it back."""
+        return self.activations
+
+    def with_tensors(self, tensors: Sequence[torch.Tensor]) -> ImageFeatures:
+        """Features like these, of other images."""
+        return replace(self, activations=tuple(tensors))
+
 
 @dataclass(frozen=True, slots=True)
 class TextFeatures:
@@ -82,29 +100,44 @@ class TextFeatures:
         condition: the conditional embedding (P, D).
         words: states (P, L, D) of the tokens, for a decoder that attends to words; else None.
         words_mask: bool (P, L), True where ``words`` may be attended to; None where there are no words.
+        states: end-of-text states (P, D) inside the encoder, on their way from ``text_trunk`` to ``text_head``.
     """
 
     condition: torch.Tensor
     words: torch.Tensor | None = None
     words_mask: torch.Tensor | None = None
+    states: tuple[torch.Tensor, ...] = ()
 
     def __len__(self) -> int:
         return self.condition.shape[0]
 
-    def __getitem__(self, rows: slice) -> TextFeatures:
+    def __getitem__(self, rows: slice | torch.Tensor) -> TextFeatures:
         """Features of some of the prompts."""
         return TextFeatures(
             self.condition[rows],
             None if self.words is None else self.words[rows],
             None if self.words_mask is None else self.words_mask[rows],
+            tuple(state[rows] for state in self.states),
         )
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All there is to keep; :meth:`with_tensors` takes it back."""
+        words = () if self.words is None or self.words_mask is None else (self.words, self.words_mask)
+        return (self.condition, *words, *self.states)
+
+    def with_tensors(self, tensors: Sequence[torch.Tensor]) -> TextFeatures:
+        """Features like these, of other prompts."""
+        if self.words is None:
+            return TextFeatures(tensors[0], states=tuple(tensors[1:]))
+        return TextFeatures(tensors[0], tensors[1], tensors[2], tuple(tensors[3:]))
 
     @classmethod
     def join(cls, parts: Sequence[TextFeatures]) -> TextFeatures:
         """Features of all the prompts of ``parts``; words are padded to the longest, and the padding masked."""
         condition = torch.cat([part.condition for part in parts])
+        states = tuple(map(torch.cat, zip(*(part.states for part in parts), strict=True)))
         if parts[0].words is None:
-            return cls(condition)
+            return cls(condition, states=states)
         longest = max(part.words.shape[1] for part in parts if part.words is not None)
         words, masks = [], []
         for part in parts:
@@ -113,7 +146,23 @@ class TextFeatures:
             missing = longest - part.words.shape[1]
             words.append(nn.functional.pad(part.words, (0, 0, 0, missing)))
             masks.append(nn.functional.pad(part.words_mask, (0, missing)))
-        return cls(condition, torch.cat(words), torch.cat(masks))
+        return cls(condition, torch.cat(words), torch.cat(masks), states)
+
+
+class Trunks:
+    """What ``image_trunk`` and ``text_trunk`` gave, to be taken in place of pixels and token ids.
+
+    A plain class: Fabric casts the tensors that it finds in collections and data classes to the input type of the
+    precision, and features are to arrive as they were computed.
+
+    Attributes:
+        image: of B images, or None.
+        text: of P prompts, or None.
+    """
+
+    def __init__(self, image: ImageFeatures | None = None, text: TextFeatures | None = None) -> None:
+        self.image = image
+        self.text = text
 
 
 class TextSkip(nn.Module):
@@ -136,9 +185,13 @@ class PromptSegmenter(nn.Module, ABC):
         base_id: hub id, folder, or name in the package it was loaded from.
         preprocessing: what :meth:`preprocess` does.
         adapter_configs: adapter name to the configuration it was attached with (kept by ``adapters``).
+        pretrained: False where the weights start at random: then all of them train, and there is no zero-shot.
+        caution: what a user of the family must know, for adapter cards; mostly nothing.
     """
 
     family: ClassVar[str]
+    pretrained: ClassVar[bool] = True
+    caution: ClassVar[str] = ""
 
     def __init__(
         self, base_id: str, preprocessing: Preprocessing, tokenizer: PreTrainedTokenizerBase | None = None
@@ -161,42 +214,72 @@ class PromptSegmenter(nn.Module, ABC):
     def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> TextFeatures:
         """Encode prompts, int64 (P, L)."""
 
+    # Each encoder is a trunk and a head. The trunk gives the same for the same input as long as nothing in it trains, so
+    # training may keep its output; the head is what is cheap and may carry adapters. A model that does not split its
+    # encoders has all of them in the trunk.
+
+    def image_trunk(self, pixel_values: torch.Tensor) -> ImageFeatures:
+        """The part of ``encode_image`` up to where its output may be kept; one or more images (B, 3, H, W)."""
+        return self.encode_image(pixel_values)
+
+    def image_head(self, trunk: ImageFeatures) -> ImageFeatures:
+        """The rest of ``encode_image``."""
+        return trunk
+
+    def text_trunk(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> TextFeatures:
+        """The part of ``encode_text`` up to where its output may be kept."""
+        return self.encode_text(input_ids, attention_mask)
+
+    def text_head(self, trunk: TextFeatures) -> TextFeatures:
+        """The rest of ``encode_text``."""
+        return trunk
+
     @abstractmethod
     def decode(self, image: ImageFeatures, text: TextFeatures, image_index: torch.Tensor | None = None) -> torch.Tensor:
         """Logits (P, H, W) of each prompt on the image ``image_index`` (P,) names (by default prompt i on image i)."""
 
     def forward(
         self,
-        pixel_values: torch.Tensor,
-        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         image_index: torch.Tensor | None = None,
+        *,
+        text_index: torch.Tensor | None = None,
+        trunks: Trunks | None = None,
     ) -> torch.Tensor:
         """Logits (P, 1, H, W) at the network's resolution.
 
         Args:
             pixel_values: float (B, 3, H, W), normalised by :meth:`preprocess`.
-            input_ids, attention_mask: int64 (P, L).
+            input_ids, attention_mask: int64 (U, L) of U texts.
             image_index: int64 (P,), the image of each prompt; by default prompt i is asked of image i (P = B),
                 or all of them of the only image (B = 1).
+            text_index: int64 (P,), the text of each prompt; by default prompt i is text i (P = U).
+            trunks: what the trunks gave, in place of ``pixel_values``, ``input_ids`` or both.
 
         Raises:
-            ModelError: P prompts cannot be matched with B images.
+            ModelError: P prompts cannot be matched with B images, or there are neither pixels nor what a trunk gave.
         """
-        images, prompts = pixel_values.shape[0], input_ids.shape[0]
+        trunks = trunks or Trunks()
+        if (pixel_values is None) == (trunks.image is None) or (input_ids is None) == (trunks.text is None):
+            raise ModelError("pass pixel_values or the trunk's image features, and input_ids or its text features")
+        images = len(trunks.image.activations[0] if trunks.image is not None else pixel_values)  # type: ignore[arg-type]
+        texts = len(trunks.text if trunks.text is not None else input_ids)  # type: ignore[arg-type]
+        prompts = texts if text_index is None else text_index.shape[0]
         if image_index is None and images != prompts:
             if images != 1:
                 raise ModelError(
                     f"{prompts} prompts for {images} images: pass image_index, the image number of each prompt"
                 )
-            image_index = torch.zeros(prompts, dtype=torch.long, device=pixel_values.device)
+            image_index = torch.zeros(prompts, dtype=torch.long, device=self.device)
         elif image_index is not None and image_index.shape != (prompts,):
             raise ModelError(
                 f"image_index of shape {tuple(image_index.shape)} for {prompts} prompts: one image number each"
             )
-        image = self.encode_image(pixel_values)
-        text = self.encode_text(input_ids, attention_mask)
-        return self.decode(image, text, image_index).unsqueeze(1)
+        image = self.encode_image(pixel_values) if pixel_values is not None else self.image_head(trunks.image)  # type: ignore[arg-type]
+        text = self.encode_text(input_ids, attention_mask) if input_ids is not None else self.text_head(trunks.text)  # type: ignore[arg-type]
+        return self.decode(image, text if text_index is None else text[text_index], image_index).unsqueeze(1)
 
     # -- sites -----------------------------------------------------------------------------------------------------
 
@@ -210,6 +293,13 @@ class PromptSegmenter(nn.Module, ABC):
     @abstractmethod
     def context_length(self) -> int:
         """The most tokens a prompt may have, start and end tokens included."""
+
+    def word_vectors(self, text: str) -> torch.Tensor | None:
+        """Embeddings (L, D) of the tokens of ``text`` without start and end, before positions; None where unknown.
+
+        For methods whose learned tokens start from words.
+        """
+        return None
 
     def preprocess(self, images: Sequence[np.ndarray]) -> torch.Tensor:
         """Images uint8 (H, W, 3), each of its own size, to one float32 tensor (B, 3, h, w)."""
@@ -285,6 +375,18 @@ class PromptSegmenter(nn.Module, ABC):
     @abstractmethod
     def from_pretrained(cls, source: str | Path, base_id: str, dtype: torch.dtype) -> PromptSegmenter:
         """Load weights, tokenizer and preprocessing from a local folder or hub id."""
+
+    def require_pretrained(self) -> None:
+        """Refuse to be asked without training.
+
+        Raises:
+            ModelError: the weights are random, and so would the answers be.
+        """
+        if not self.pretrained:
+            raise ModelError(
+                f"model '{self.base_id}' starts from random weights and knows nothing yet: train it first, with "
+                f"vlsm train --model {self.base_id} --adapter full"
+            )
 
     def freeze(self) -> PromptSegmenter:
         """No parameter requires a gradient; evaluation mode. Returns the model."""

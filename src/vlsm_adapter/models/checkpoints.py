@@ -82,25 +82,32 @@ def load_stock_model(model_class: type[PreTrainedModel], source: str | Path, bas
     return model
 
 
-def load_preprocessing(source: str | Path, base_id: str) -> Preprocessing:
-    """The preprocessing saved beside the weights; CLIPSeg's own default where there is none."""
+def load_preprocessing(source: str | Path, base_id: str, default: Preprocessing | None = None) -> Preprocessing:
+    """The preprocessing saved beside the weights; ``default``, or CLIPSeg's own, where there is none."""
     path = _find(source, "preprocessor_config.json")
-    return Preprocessing() if path is None else Preprocessing.from_hugging_face(_read_json(path, base_id))
+    if path is None:
+        return default or Preprocessing()
+    return Preprocessing.from_hugging_face(_read_json(path, base_id))
 
 
 def load_tokenizer(source: str | Path, base_id: str) -> PreTrainedTokenizerBase | None:
     """The tokenizer saved beside the weights, or None where a local folder has none."""
     from transformers import AutoTokenizer
+    from transformers.utils import logging as transformers_logging
 
     names = ("tokenizer.json", "vocab.json", "tokenizer_config.json")
     if isinstance(source, Path) and not any((source / name).exists() for name in names):
         return None
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # it warns of model types that are not its own, such as 'san'
     try:
         return AutoTokenizer.from_pretrained(str(source))
     except Exception as error:  # the tokenizers library raises bare Exception on a damaged file
         raise ModelError(
             f"model '{base_id}': the tokenizer cannot be read ({one_line(error)}); copy its files again"
         ) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def weights_folder(source: str | Path) -> Path | None:

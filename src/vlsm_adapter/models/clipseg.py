@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -19,9 +20,21 @@ from vlsm_adapter.errors import ModelError
 from vlsm_adapter.models import checkpoints
 from vlsm_adapter.models.base import ImageFeatures, PromptSegmenter, Site, TextFeatures, TextSkip, weight_modules
 from vlsm_adapter.models.preprocessing import Preprocessing
+from vlsm_adapter.models.prompt_tokens import Insertion, run_block, tokens_given
 
 if TYPE_CHECKING:
     from transformers import CLIPSegForImageSegmentation, PreTrainedTokenizerBase
+
+
+# Sites of a transformer block and their modules, in the order of the computation.
+_BLOCK = (
+    ("query", "self_attn.q_proj"),
+    ("key", "self_attn.k_proj"),
+    ("value", "self_attn.v_proj"),
+    ("attn_out", "self_attn.out_proj"),
+    ("mlp_in", "mlp.fc1"),
+    ("mlp_out", "mlp.fc2"),
+)
 
 
 class CLIPSeg(PromptSegmenter):
@@ -63,6 +76,9 @@ class CLIPSeg(PromptSegmenter):
         self.image_skip = nn.ModuleList(nn.Identity() for _ in self.extract_layers)
         self.text_skip = nn.ModuleList(TextSkip() for _ in self.extract_layers)
         self.condition = nn.Identity()
+        self.logits = nn.Identity()
+        self.image_tokens = nn.ModuleList(nn.Identity() for _ in range(depth))
+        self.text_tokens = nn.ModuleList(nn.Identity() for _ in range(config.text_config.num_hidden_layers))
         self._weights_folder: Path | None = None
         self.freeze()
 
@@ -76,6 +92,10 @@ class CLIPSeg(PromptSegmenter):
         Raises:
             ModelError: a side is no multiple of the patch; the logits would have another size than the image.
         """
+        return self.image_head(self.image_trunk(pixel_values))
+
+    def image_trunk(self, pixel_values: torch.Tensor) -> ImageFeatures:
+        """As :meth:`encode_image`, before the sites on the way to the decoder (``image.skip``)."""
         vision = self.clipseg.clip.vision_model
         patch = self.clipseg.config.vision_config.patch_size
         height, width = pixel_values.shape[-2:]
@@ -84,32 +104,64 @@ class CLIPSeg(PromptSegmenter):
         hidden = vision.embeddings(pixel_values, interpolate_pos_encoding=True)
         hidden = vision.pre_layrnorm(hidden)
         read: dict[int, torch.Tensor] = {}
+        tokens = hidden[:, :0]  # learned ones of prompt tuning; kept apart, the decoder never sees them
         for number, block in enumerate(vision.encoder.layers[: max(self.extract_layers) + 1]):
-            hidden = block(hidden, attention_mask=None)
+            tokens = self.image_tokens[number](tokens)
+            hidden, tokens = run_block(partial(block, attention_mask=None), hidden, tokens)
             if number in self.extract_layers:
                 read[number] = hidden
+        return ImageFeatures(tuple(read[number] for number in self.extract_layers), (height // patch, width // patch))
+
+    def image_head(self, trunk: ImageFeatures) -> ImageFeatures:
+        """The sites ``image.skip``."""
         activations = tuple(
-            skip(read[number]) for skip, number in zip(self.image_skip, self.extract_layers, strict=True)
+            skip(activation) for skip, activation in zip(self.image_skip, trunk.activations, strict=True)
         )
-        return ImageFeatures(activations, (height // patch, width // patch))
+        return ImageFeatures(activations, trunk.grid)
 
     def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> TextFeatures:
-        """The conditional embedding (P, D): the projected end-of-text state of each prompt."""
+        """The conditional embedding (P, D): the projected end-of-text state of each prompt.
+
+        Raises:
+            ModelError: a prompt leaves no room for the learned tokens of the adapter in use.
+        """
+        return self.text_head(self.text_trunk(input_ids, attention_mask))
+
+    def text_trunk(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> TextFeatures:
+        """The embedding before the sites ``condition`` and ``text.skip``, and the end-of-text states that these read."""
         text = self.clipseg.clip.text_model
-        hidden = text.embeddings(input_ids=input_ids)
-        mask = _causal_mask(input_ids, attention_mask, hidden.dtype)
-        rows = torch.arange(input_ids.shape[0], device=input_ids.device)
         end = self._end_of_text(input_ids)
+        words = text.embeddings.token_embedding(input_ids)
+        context = self.text_tokens[0](words[:, :0])  # learned words of prompt tuning
+        insertion: Insertion | None = None
+        if context.shape[1]:
+            length = self._length_beside(context.shape[1], input_ids.shape[1], end)
+            attention_mask = None if attention_mask is None else attention_mask[:, :length]
+            insertion = Insertion(context, length, attention_mask)
+            words, attention_mask = insertion.words(words[:, :length]), insertion.mask(attention_mask)
+            end = end + insertion.count
+        hidden = text.embeddings(inputs_embeds=words)
+        mask = _causal_mask(hidden, attention_mask)
+        rows = torch.arange(input_ids.shape[0], device=input_ids.device)
         states: dict[int, torch.Tensor] = {}
         for number, block in enumerate(text.encoder.layers):
+            if insertion is not None and number:
+                hidden = insertion.update(hidden, self.text_tokens[number])
             hidden = block(hidden, attention_mask=mask)
             if number in self.extract_layers:
                 states[number] = hidden[rows, end]
         pooled = text.final_layer_norm(hidden[rows, end])
-        condition = self.condition(self.clipseg.clip.text_projection(pooled))
-        for skip, number in zip(self.text_skip, self.extract_layers, strict=True):
-            if number in states:  # a text encoder may be shallower than the image encoder
-                condition = skip(condition, states[number])
+        # A text encoder may be shallower than the image encoder.
+        read = tuple(states[number] for number in self.extract_layers if number in states)
+        return TextFeatures(self.clipseg.clip.text_projection(pooled), states=read)
+
+    def text_head(self, trunk: TextFeatures) -> TextFeatures:
+        """The sites ``condition`` and ``text.skip``."""
+        condition = self.condition(trunk.condition)
+        depth = len(self.clipseg.clip.text_model.encoder.layers)
+        skips = [skip for skip, number in zip(self.text_skip, self.extract_layers, strict=True) if number < depth]
+        for skip, state in zip(skips, trunk.states, strict=True):
+            condition = skip(condition, state)
         return TextFeatures(condition)
 
     def decode(self, image: ImageFeatures, text: TextFeatures, image_index: torch.Tensor | None = None) -> torch.Tensor:
@@ -129,7 +181,8 @@ class CLIPSeg(PromptSegmenter):
             output = layer(output, attention_mask=None)
         assert output is not None
         patches = output[:, 1:].transpose(1, 2).unflatten(2, image.grid)  # without the class token
-        return _upsample(decoder.transposed_convolution, patches)
+        logits: torch.Tensor = self.logits(_upsample(decoder.transposed_convolution, patches))
+        return logits
 
     # -- sites -----------------------------------------------------------------------------------------------------
 
@@ -146,12 +199,14 @@ class CLIPSeg(PromptSegmenter):
             for block in range(depth):
                 path = f"clipseg.clip.{prefix}.encoder.layers.{block}"
                 read = block <= last
-                found.append(Site(f"{tower}.attn_out", block, f"{path}.self_attn.out_proj", width, read))
-                found.append(Site(f"{tower}.mlp_out", block, f"{path}.mlp.fc2", width, read))
+                found.append(Site(f"{tower}.tokens", block, f"{tower}_tokens.{block}", width, read))
+                found += [Site(f"{tower}.{name}", block, f"{path}.{part}", width, read) for name, part in _BLOCK]
         for number, block in enumerate(self.extract_layers):
             found.append(Site("image.skip", number, f"image_skip.{number}", vision_width))
             found.append(Site("text.skip", number, f"text_skip.{number}", text_width, block < text_depth))
+        found.append(Site("text.projection", 0, "clipseg.clip.text_projection", config.projection_dim))
         found.append(Site("condition", 0, "condition", config.projection_dim))
+        found.append(Site("logits", 0, "logits", 1))
         vision, text = "clipseg.clip.vision_model", "clipseg.clip.text_model"
         blocks = [f"{vision}.encoder.layers.{block}" for block in range(max(self.extract_layers) + 1)]
         for tower, parts in (
@@ -167,7 +222,32 @@ class CLIPSeg(PromptSegmenter):
 
     @property
     def context_length(self) -> int:
+        return self._positions - tokens_given(self.text_tokens[0])
+
+    @property
+    def _positions(self) -> int:
         return int(self.clipseg.config.text_config.max_position_embeddings)
+
+    def _length_beside(self, learned: int, length: int, end: torch.Tensor) -> int:
+        """How many columns of prompts (P, L) to read beside learned tokens: all, or where they do not fit, to the end."""
+        if length + learned <= self._positions:
+            return length
+        needed = int(end.max()) + 1  # what follows the end of every prompt is padding
+        if needed + learned > self._positions:
+            raise ModelError(
+                f"prompt of {needed} tokens beside {learned} learned ones: model '{self.base_id}' reads "
+                f"{self._positions}, so at most {self._positions - learned} are left, start and end included; "
+                "shorten the prompt, or pass it through tokenize, which cuts it"
+            )
+        return needed
+
+    def word_vectors(self, text: str) -> torch.Tensor | None:
+        if self.tokenizer is None:
+            return None
+        table = self.clipseg.clip.text_model.embeddings.token_embedding
+        weight = getattr(table, "base_layer", table).weight.detach()
+        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return weight[torch.tensor(ids, dtype=torch.long, device=weight.device)].clone()
 
     @property
     def base_hash(self) -> str:
@@ -256,18 +336,18 @@ def _is_per_position(layer: nn.Module) -> bool:
     )
 
 
-def _causal_mask(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
-    """Additive mask (P, 1, L, L): a token sees itself and earlier real tokens.
+def _causal_mask(hidden: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """Additive mask (P, 1, L, L) for states (P, L, D): a token sees itself and earlier real tokens.
 
     transformers 5 takes no separate causal mask in its text blocks, so the one mask must say both.
     """
-    length = input_ids.shape[1]
-    allowed = torch.ones(length, length, dtype=torch.bool, device=input_ids.device).tril()[None, None]
+    length, device, dtype = hidden.shape[1], hidden.device, hidden.dtype
+    allowed = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
     if attention_mask is not None:
         allowed = allowed & attention_mask.bool()[:, None, None, :]
         # A row that may see nothing (left padding) would be NaN; let it see itself, nothing reads it.
-        allowed = allowed | torch.eye(length, dtype=torch.bool, device=input_ids.device)
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=input_ids.device)
+        allowed = allowed | torch.eye(length, dtype=torch.bool, device=device)
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=device)
     return mask.masked_fill(~allowed, torch.finfo(dtype).min)
 
 

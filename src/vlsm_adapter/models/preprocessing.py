@@ -20,6 +20,8 @@ from vlsm_adapter.errors import ModelError, one_line
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the images CLIP was trained on
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _RESAMPLING = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 
 

@@ -14,7 +14,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from vlsm_adapter.data.cache import MemoryCache
-from vlsm_adapter.data.loaders import CaseDataset, EpochBatches, collate, epoch_order, make_loader, resize_mask
+from vlsm_adapter.data.loaders import CaseDataset, EpochBatches, collate, epoch_order, make_loader
+from vlsm_adapter.data.masks import resize_mask
 from vlsm_adapter.errors import DataError
 from vlsm_adapter.types import Batch, Record
 

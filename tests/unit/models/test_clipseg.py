@@ -187,6 +187,9 @@ def test_logits_smaller_than_the_image_are_refused(new_model: Build) -> None:
         new_model(use_complex_transposed_convolution=True)
 
 
+BLOCK = ("query", "key", "value", "attn_out", "mlp_in", "mlp_out")
+
+
 def test_sites_name_existing_modules_of_the_stated_width(new_model: Build) -> None:
     model = new_model()
     sites = model.sites()
@@ -194,14 +197,17 @@ def test_sites_name_existing_modules_of_the_stated_width(new_model: Build) -> No
     assert len({site.module for site in whole}) == len(whole)
     assert len({site.module for site in sites if site not in whole}) == len(sites) - len(whole)
     assert {site.name for site in sites} == {
-        "image.attn_out", "image.mlp_out", "text.attn_out", "text.mlp_out",
-        "image.skip", "text.skip", "condition", "image", "text", "decoder",
+        *(f"{tower}.{name}" for tower in ("image", "text") for name in BLOCK), "image.tokens", "text.tokens",
+        "image.skip", "text.skip", "text.projection", "condition", "logits", "image", "text", "decoder",
     }  # fmt: skip
     for site in sites:
         module = model.get_submodule(site.module)
-        assert site in whole or getattr(module, "out_features", site.width) == site.width
+        passes = "in_features" if site.name.endswith(".mlp_in") else "out_features"
+        assert site in whole or getattr(module, passes, site.width) == site.width
     unread = [site.module for site in sites if not site.read]
-    assert unread == [f"clipseg.clip.vision_model.encoder.layers.4.{end}" for end in ("self_attn.out_proj", "mlp.fc2")]
+    block = "clipseg.clip.vision_model.encoder.layers.4"
+    inside = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
+    assert unread == ["image_tokens.4", *(f"{block}.{module}" for module in inside)]
 
 
 def test_text_skip_of_a_block_that_is_not_there_is_not_read(new_model: Build) -> None:

@@ -1,0 +1,153 @@
+"""Training with the features of frozen encoders kept, beside training that computes them for every batch.
+
+    python benchmarks/feature_cache.py [--model tiny full] [--method shallow decoder_only] [--cases 48] [--epochs 3]
+
+Both runs of a pair take turns epoch by epoch in one process, so that other work on the machine meets both alike. ``full``
+is CLIPSeg at its published size (150,747,746 parameters) with random weights, made in the temporary folder; the images are
+phantoms. "images/s" is of the training batches of the epochs after the first, median of the epochs; "weights_equal" compares
+every trained tensor at the end, bit for bit. Prints one JSON object per model and method.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from vlsm_adapter import fit
+from vlsm_adapter.config import RunConfig
+from vlsm_adapter.console import Console
+from vlsm_adapter.data.phantoms import write_phantoms
+from vlsm_adapter.run_folder import RunFolder
+from vlsm_adapter.train import build, close, set_up
+
+
+def make_full_size(folder: Path) -> Path:
+    """CLIPSeg's published architecture with random weights, and the tokenizer of the embedded model."""
+    from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
+
+    from vlsm_adapter.models import load_model
+
+    tiny = load_model("tiny")
+    assert tiny.tokenizer is not None
+    torch.manual_seed(0)
+    config = CLIPSegConfig(
+        text_config={
+            "eos_token_id": tiny.tokenizer.eos_token_id,
+            "bos_token_id": tiny.tokenizer.bos_token_id,
+            "pad_token_id": tiny.tokenizer.pad_token_id,
+        },
+        vision_config={"patch_size": 16},
+        extract_layers=[3, 6, 9],
+        reduce_dim=64,
+        use_complex_transposed_convolution=True,
+    )
+    model = CLIPSegForImageSegmentation(config)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert count == 150_747_746, count
+    model.save_pretrained(folder)
+    tiny.tokenizer.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps(
+            {
+                "size": {"height": 352, "width": 352},
+                "image_mean": [0.485, 0.456, 0.406],
+                "image_std": [0.229, 0.224, 0.225],
+            }
+        )
+    )
+    return folder
+
+
+def start(model: str, method: str, data: Path, out: Path, cache: str, options: argparse.Namespace) -> fit.Session:
+    config = RunConfig.load(
+        None,
+        {
+            "data.path": str(data),
+            "model.name": model,
+            "adapter.method": method,
+            "train.epochs": options.epochs,
+            "train.batch_size": options.batch_size,
+            "train.feature_cache": cache,
+            "train.precision": options.precision,
+            "log.tensorboard": False,
+        },
+    )
+    console = Console(quiet=True)
+    folder = RunFolder(out)
+    folder.path.mkdir()
+    return set_up(build(config, console), folder, console)
+
+
+def epoch(session: fit.Session) -> float:
+    """Images per second of one epoch of training; the validation follows."""
+    fit._train_epoch(session)
+    fit._end_epoch(session, fit._validate(session))
+    return session.progress.history[-1]["images_per_second"]
+
+
+def pair(model: str, method: str, data: Path, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """One model and method, with the cache and without."""
+    speeds: dict[str, list[float]] = {"auto": [], "off": []}
+    sessions = {
+        cache: start(model, method, data, folder / f"{Path(model).name}-{method}-{cache}", cache, options)
+        for cache in speeds
+    }
+    for _ in range(options.epochs):
+        for cache, session in sessions.items():
+            speeds[cache].append(epoch(session))
+    weights = []
+    for session in sessions.values():
+        fit._save(session)
+        close(session)
+        state = load_file(session.folder.state_file)
+        weights.append({name: tensor for name, tensor in state.items() if name.startswith("weights/")})
+    later = {cache: statistics.median(values[1:]) for cache, values in speeds.items()}
+    return {
+        "model": Path(model).name,
+        "method": method,
+        "images": len(sessions["auto"].train_data),
+        "batch_size": options.batch_size,
+        "threads": torch.get_num_threads(),
+        "precision": sessions["auto"].fabric._precision.precision,
+        "first_epoch_images_per_second": {cache: round(values[0], 2) for cache, values in speeds.items()},
+        "later_images_per_second": {cache: round(value, 2) for cache, value in later.items()},
+        "ratio": round(later["auto"] / later["off"], 2),
+        "weights_equal": all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", nargs="+", default=["tiny", "full"], help="tiny, full, or a folder")
+    parser.add_argument("--method", nargs="+", default=["shallow", "decoder_only"])
+    parser.add_argument("--cases", type=int, default=48, help="phantoms; three quarters of them train")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--precision", default="32-true")
+    options = parser.parse_args()
+    if options.epochs < 2:
+        parser.error("--epochs: at least 2, the first one fills the cache")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_phantoms(
+            folder / "data",
+            cases_per_modality=options.cases,
+            seed=0,
+            modalities=("endoscopy",),
+            splits=(0.75, 0.25, 0.0),
+        )
+        for model in options.model:
+            path = str(make_full_size(folder / "full")) if model == "full" else model
+            for method in options.method:
+                print(json.dumps(pair(path, method, folder / "data", folder, options)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

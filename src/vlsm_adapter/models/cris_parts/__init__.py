@@ -1,0 +1,1 @@
+"""The parts of CRIS, one file each; :mod:`vlsm_adapter.models.cris` puts them together."""

@@ -1,0 +1,222 @@
+"""The grid tried on the data and models themselves before anything starts; what is wrong is reported all at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlsm_adapter.config import DataConfig
+from vlsm_adapter.errors import UserError, one_line
+from vlsm_adapter.study.config import Evaluation
+from vlsm_adapter.study.grid import Cell
+
+if TYPE_CHECKING:
+    from vlsm_adapter.adapters.attach import AttachReport
+    from vlsm_adapter.models.base import PromptSegmenter
+
+#: What a method on a model costs: called with both, the adapter attached.
+Probe = Callable[["PromptSegmenter", Cell], None]
+
+
+@dataclass
+class Facts:
+    """What the check found.
+
+    Attributes:
+        problems: one line each; a study with any does not start.
+        absent: data sets and models that are not on this machine, one line each.
+        cases: cell path to cases by split, the training cases after the label fraction.
+        reports: model and method (labels of the study) to what was attached; None where nothing trains.
+        sides: model label to the side of its input in pixels.
+        parameters: model label to its parameters.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+    cases: dict[str, Counter[str]] = field(default_factory=dict)
+    reports: dict[tuple[str, str], AttachReport | None] = field(default_factory=dict)
+    sides: dict[str, int] = field(default_factory=dict)
+    parameters: dict[str, int] = field(default_factory=dict)
+
+
+def check_cells(
+    cells: Sequence[Cell], evaluation: Evaluation, *, absent_is_wrong: bool = True, probe: Probe | None = None
+) -> Facts:
+    """Read every data set, load every model, and attach every method to each model it is to run on.
+
+    Args:
+        cells: what is to run.
+        evaluation: what is evaluated of each.
+        absent_is_wrong: whether data or a model that is not here is a problem; else it is listed, and not downloaded.
+        probe: called for each method on each model while it is attached.
+    """
+    facts = Facts()
+    _check_data(cells, evaluation, facts)
+    _check_models(cells, facts, download=absent_is_wrong, probe=probe)
+    if absent_is_wrong:
+        facts.problems += facts.absent
+    facts.problems = list(dict.fromkeys(facts.problems))
+    return facts
+
+
+# -- data ----------------------------------------------------------------------------------------------------------------
+
+
+def _check_data(cells: Sequence[Cell], evaluation: Evaluation, facts: Facts) -> None:
+    from vlsm_adapter.data.cases import Cases, load_cases
+    from vlsm_adapter.data.subsets import subset_size
+
+    read: dict[str, Cases | None] = {}
+    asked: set[tuple[Any, ...]] = set()
+    for cell in cells:
+        data = dataclasses.replace(cell.config.data, subset=None)
+        key = repr((data.path, data.prompt, data.division(), data.skip_bad))
+        if key not in read:
+            read[key] = None
+            if not Path(data.path).expanduser().exists():
+                facts.absent.append(f"data.{cell.data}.path: {data.path} is not there; give the data folder")
+                continue
+            try:
+                read[key] = load_cases(data.path, prompt=data.prompt, division=data.division(), skip_bad=data.skip_bad)
+            except UserError as error:
+                facts.problems += [f"data.{cell.data}: {line}" for line in str(error).splitlines()]
+                continue
+        cases = read[key]
+        if cases is None:
+            continue
+        counts = Counter(str(record.split) for record in cases.all)
+        if cell.config.data.subset is not None:
+            try:
+                counts["train"] = subset_size(cell.config.data.subset, counts["train"])
+            except UserError as error:
+                facts.problems.append(f"fractions, data.{cell.data}: {error}")
+                continue
+        facts.cases[cell.path] = counts
+        levels = (key, cell.protocol, cell.config.data.level, cell.config.data.eval_level, cell.trains)
+        if levels not in asked:
+            asked.add(levels)
+            facts.problems += _without_level(cell, cases, evaluation)
+
+
+def _without_level(cell: Cell, cases: Any, evaluation: Evaluation) -> list[str]:
+    """A line for each split in which a case lacks a prompt level that the cell asks."""
+    from vlsm_adapter.data.prompts import choose_prompt
+
+    data = cell.config.data
+    asked = [(split, level) for split in evaluation.splits for level in (data.eval_level, *evaluation.levels)]
+    if cell.trains:
+        asked += [("train", data.level), ("val", data.eval_level)]
+    problems = []
+    for split, level in dict.fromkeys(asked):
+        try:
+            for record in cases.records(split):
+                choose_prompt(record, level)
+        except UserError as error:
+            problems.append(f"protocols.{cell.protocol} on data.{cell.data}: {one_line(error)}")
+    return problems
+
+
+class CaseComparison:
+    """Whether a data set that lies elsewhere now still holds the cases that a run recorded; each is read once."""
+
+    def __init__(self) -> None:
+        self._read: dict[str, set[tuple[str, str]] | str] = {}
+
+    def differs(self, run_data: Mapping[str, Any], data: DataConfig) -> str | None:
+        """What differs, or None.
+
+        Args:
+            run_data: ``data.json`` of the run; without splits there is nothing to compare.
+            data: of the configuration now.
+        """
+        from vlsm_adapter.data.cases import load_cases
+
+        then = run_data.get("splits")
+        if not isinstance(then, dict):
+            return None
+        key = repr((data.path, data.prompt, data.division()))
+        if key not in self._read:
+            try:
+                cases = load_cases(data.path, prompt=data.prompt, division=data.division(), skip_bad=True)
+                self._read[key] = {(str(record.split), record.case_id) for record in cases.all}
+            except UserError as error:
+                self._read[key] = one_line(error)
+        now = self._read[key]
+        if isinstance(now, str):
+            return now
+        left_out = {case.get("case_id") for case in run_data.get("skipped", ()) if isinstance(case, dict)}
+        before = {(split, case) for split, ids in then.items() for case in ids}
+        odd = sorted(one for one in now ^ before if one[1] not in left_out)
+        return f"{len(odd)} cases differ, the first is {odd[0][1]} ({odd[0][0]})" if odd else None
+
+
+# -- models --------------------------------------------------------------------------------------------------------------
+
+
+def _check_models(cells: Iterable[Cell], facts: Facts, *, download: bool, probe: Probe | None) -> None:
+    by_model: dict[str, dict[str, Cell]] = {}
+    for cell in cells:
+        by_model.setdefault(cell.model, {}).setdefault(cell.method, cell)
+    for label, methods in by_model.items():
+        config = next(iter(methods.values())).config
+        if not download and not _is_here(config.model.name):
+            facts.absent.append(
+                f"model '{label}': {config.model.name} is not on this machine; methods were not tried on it"
+            )
+            continue
+        _check_model(label, methods, facts, probe)
+
+
+def _check_model(label: str, methods: dict[str, Cell], facts: Facts, probe: Probe | None) -> None:
+    from vlsm_adapter.adapters import adapter_config
+    from vlsm_adapter.adapters.attach import attach, detach
+    from vlsm_adapter.train import build_model
+
+    config = next(iter(methods.values())).config
+    try:
+        model = build_model(config)
+    except UserError as error:
+        facts.problems += [f"model '{label}': {line}" for line in str(error).splitlines()]
+        return
+    facts.sides[label] = max(model.preprocessing.size)
+    facts.parameters[label] = sum(parameter.numel() for parameter in model.parameters())
+    for name, cell in methods.items():
+        if not cell.trains:
+            if not getattr(model, "pretrained", True):
+                facts.problems.append(
+                    f"method '{name}' on model '{label}': it starts from random weights, and scores nothing"
+                )
+            facts.reports[label, name] = None
+            if probe is not None:
+                probe(model, cell)
+            continue
+        section = cell.config.adapter
+        try:
+            report = attach(model, adapter_config(section.method, **dict(section.settings)), "study")
+        except UserError as error:
+            facts.problems.append(f"method '{name}' on model '{label}': {one_line(error)}")
+            continue
+        facts.reports[label, name] = report
+        try:
+            if probe is not None:
+                probe(model, cell)
+        finally:
+            detach(model, "study")
+            model.freeze()
+
+
+def _is_here(name: str) -> bool:
+    """Whether loading ``name`` needs no network."""
+    from vlsm_adapter.models import embedded_models
+
+    if "/" not in name or Path(name).expanduser().exists() or name in embedded_models():
+        return True  # in the package, a folder, or a name that no hub has
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        return False
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(name, "config.json"), str)

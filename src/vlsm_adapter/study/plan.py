@@ -1,0 +1,182 @@
+"""What a study asks for and how it stands on disk: the part of ``vlsm compare`` that starts nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlsm_adapter import files
+from vlsm_adapter.data.entries import real_folder
+from vlsm_adapter.errors import ConfigError, UserError
+from vlsm_adapter.study.checks import CaseComparison, Facts, Probe, check_cells
+from vlsm_adapter.study.config import Study
+from vlsm_adapter.study.estimate import Estimator
+from vlsm_adapter.study.folder import STATUS_FORMAT, CellFolder, StudyFolder
+from vlsm_adapter.study.grid import Cell, Group, differences, expand, select
+from vlsm_adapter.study.search import GroupSearch, groups_of, need_optuna
+
+
+@dataclass
+class Plan:
+    """A study, and how it stands.
+
+    Attributes:
+        only: the pattern that selects runs, or None.
+        cells: all runs; ``selected`` those of the pattern; ``todo`` of those the ones that are not finished.
+        searches: of the selected runs.
+        undecided: groups whose search is not over, or found nothing: their cells are not final.
+        facts, estimator: see :mod:`checks` and :mod:`estimate`.
+    """
+
+    study: Study
+    folder: StudyFolder
+    only: str | None = None
+    cells: list[Cell] = field(default_factory=list)
+    selected: list[Cell] = field(default_factory=list)
+    todo: list[Cell] = field(default_factory=list)
+    searches: list[GroupSearch] = field(default_factory=list)
+    undecided: set[Group] = field(default_factory=set)
+    facts: Facts = field(default_factory=Facts)
+    estimator: Estimator = field(default_factory=lambda: Estimator(Facts()))
+
+    def cell_folder(self, cell: Cell) -> CellFolder:
+        """Where the run of ``cell`` lies."""
+        return CellFolder(self.folder.runs / cell.path)
+
+    def finished(self, cell: Cell) -> bool:
+        """Whether nothing is left to do for ``cell``."""
+        return self.cell_folder(cell).finished(cell.config, self.study.evaluate, trains=cell.trains)
+
+    @property
+    def searching(self) -> bool:
+        """Whether a search is not over."""
+        return any(search.round() for search in self.searches)
+
+    @property
+    def threads(self) -> int:
+        """Cores and threads of one run."""
+        most = max((cell.config.train.devices for cell in self.selected), default=1)
+        return self.study.resources.cpus or most
+
+    def memory_gb(self) -> tuple[float, str]:
+        """Memory of one run in GiB, and where the number comes from."""
+        if self.study.resources.memory_gb is not None:
+            return self.study.resources.memory_gb, "as the study says"
+        return self.estimator.memory_gb(self.todo)
+
+
+def make_plan(study: Study, folder: StudyFolder, only: str | None = None) -> Plan:
+    """Cells, searches and what is finished, from the study and the folder alone.
+
+    Raises:
+        UserError: the folder is another's, runs on disk are not those of the study, ``only`` names none, ...
+    """
+    if folder.path.exists() and not folder.path.is_dir():
+        raise UserError(f"{folder.path}: is a file; give a folder for the study")
+    if folder.path.is_dir() and not folder.study_file.is_file():
+        held = [one.name for one in folder.path.iterdir() if not one.name.startswith(".")]
+        if held:
+            raise UserError(f"{folder.path}: is not empty and holds no study ({held[0]}); choose another --out")
+    plan = Plan(study, folder, only)
+    groups = groups_of(study, select(expand(study), only))
+    if groups:
+        need_optuna()
+    plan.searches = [GroupSearch(study, group, folder.search.joinpath(*group)) for group in groups]
+    settle(plan)
+    return plan
+
+
+def settle(plan: Plan) -> None:
+    """Fill in the cells, with what the searches that are over have chosen, and which of them are to be run.
+
+    Raises:
+        ConfigError: a run is on disk with another configuration; a line for each.
+    """
+    chosen: dict[Group, Mapping[str, Any]] = {}
+    for search in plan.searches:
+        best = None if search.round() else search.best()
+        if best is not None:
+            chosen[search.group] = best.params
+    plan.undecided = {search.group for search in plan.searches} - chosen.keys()
+    plan.cells = expand(plan.study, chosen)
+    plan.selected = select(plan.cells, plan.only)
+    comparison = CaseComparison()
+    # Without the search's choice a cell outside --only is not what it will be either.
+    decided = [cell for cell in plan.cells if not plan.study.methods[cell.method].space or cell.group in chosen]
+    drifts = [_drift(plan.cell_folder(cell), cell, comparison) for cell in decided]
+    if problems := [drift for drift in drifts if drift is not None]:
+        raise ConfigError("\n".join(problems))
+    plan.todo = [cell for cell in plan.selected if cell.group in plan.undecided or not plan.finished(cell)]
+    plan.estimator.done = [
+        (cell, found) for cell in decided if plan.finished(cell) and (found := plan.cell_folder(cell).resources())
+    ]
+
+
+def _drift(folder: CellFolder, cell: Cell, comparison: CaseComparison) -> str | None:
+    """Why the run on disk is not the one that the study asks for now; None where it is, or there is none."""
+    if not folder.run.config_file.is_file():
+        return None
+    try:
+        then = folder.run.config()
+    except UserError as error:
+        return f"{folder.path}: its configuration cannot be read ({error}); remove the folder to run it again"
+    if changed := differences(then, cell.config):
+        return (
+            f"{folder.path}: {'; '.join(changed[:3])}{' ...' if len(changed) > 3 else ''}: "
+            "change it back, give the changed part a new name in the study, or remove the folder to run it again"
+        )
+    now = cell.config.data
+    here = Path(now.path).expanduser()
+    moved = cell.trains and str(real_folder(now.path)) != then.data.path and here.exists()
+    if moved and (odd := comparison.differs(folder.run.data(), now)):
+        return f"{folder.path}: trained on data at {then.data.path}, and {now.path} holds other cases ({odd})"
+    return None
+
+
+def check(plan: Plan, *, absent_is_wrong: bool, probe: Probe | None = None) -> None:
+    """Try the grid on data and models.
+
+    Raises:
+        ConfigError: everything that is wrong, a line each.
+    """
+    cells = plan.selected if probe is not None else plan.todo
+    plan.facts = check_cells(cells, plan.study.evaluate, absent_is_wrong=absent_is_wrong, probe=probe)
+    if plan.facts.problems:
+        raise ConfigError("\n".join(plan.facts.problems))
+    evaluation = plan.study.evaluate
+    plan.estimator.facts = plan.facts
+    plan.estimator.evaluations = len(evaluation.splits) * (1 + len(evaluation.levels))
+    plan.estimator.probes = evaluation.probes
+
+
+def absolute(study: Study) -> Study:
+    """The study with paths that do not depend on the working directory."""
+
+    def resolved(entry: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            key: str(real_folder(value)) if key in ("path", "split_file") and value else value
+            for key, value in entry.items()
+        }
+
+    return dataclasses.replace(study, data={name: resolved(entry) for name, entry in study.data.items()})
+
+
+def write_status(plan: Plan) -> None:
+    """``status.json``: a row per run of the study."""
+    name, version = STATUS_FORMAT
+    rows = []
+    for cell in plan.cells:
+        folder = plan.cell_folder(cell)
+        status = folder.status()
+        if plan.finished(cell) and status.state != "finished":
+            status = dataclasses.replace(status, state="finished", error=None)
+        rows.append({"path": f"runs/{cell.path}", **cell.about(), **asdict(status)})
+    states = Counter(row["state"] for row in rows)
+    files.write_json(
+        plan.folder.status_file,
+        {"format": name, "format_version": version, "study": plan.study.source, "states": dict(states), "runs": rows},
+    )

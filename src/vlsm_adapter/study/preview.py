@@ -1,0 +1,111 @@
+"""``vlsm compare --dry-run``: the grid, what is finished, and how long the rest will take. Writes nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from vlsm_adapter.study.checks import Probe
+from vlsm_adapter.study.estimate import cores, free_memory_gb, spell, time_step
+from vlsm_adapter.study.grid import Cell
+from vlsm_adapter.study.plan import Plan, check
+
+if TYPE_CHECKING:
+    from vlsm_adapter.models.base import PromptSegmenter
+
+_SOURCES = {
+    "finished": "from finished runs like it",
+    "scaled": "scaled from finished runs of the same method",
+    "timed": "from a step timed here",
+}
+
+
+def preview(plan: Plan, *, jobs: int | None, local: bool) -> Iterator[str]:
+    """The lines of a dry run; data and models that are not on this machine are listed, not fetched.
+
+    Raises:
+        ConfigError: as ``plan.check``.
+    """
+    check(plan, absent_is_wrong=False, probe=_timer(plan))
+    study, cells = plan.study, plan.selected
+    yield (
+        f"{len(cells)} runs, {len(cells) - len(plan.todo)} finished: data sets {', '.join(study.data)}; protocols "
+        f"{', '.join(study.protocols)}; label fractions {', '.join(study.fractions)}; seeds {', '.join(map(str, study.seeds))}"
+    )
+    yield from _grid(plan)
+    for search in plan.searches:
+        left = bool(search.round())
+        over = sum(trial.over for trial in search.trials) if left else search.settings.trials
+        yield f"  search {search.label}: {search.settings.trials} trials, {over} finished"
+    for line in plan.facts.absent:
+        yield f"  not on this machine: {line}"
+    at_once, why = room(plan, jobs=jobs, local=local)
+    yield why
+    yield from _time(plan, at_once)
+
+
+def room(plan: Plan, *, jobs: int | None, local: bool) -> tuple[int, str]:
+    """Runs at once on this machine, and a line on why so many."""
+    gb, source = plan.memory_gb()
+    if jobs is not None:
+        return jobs, f"{jobs} at once, as asked; memory of a run {gb:.1f} GB ({source})"
+    if local:
+        return 1, f"one after another (--jobs N for more); memory of a run {gb:.1f} GB ({source})"
+    threads, free = plan.threads, free_memory_gb()
+    count = max(1, min(cores() // threads, int(0.85 * free / gb)))
+    return count, (
+        f"{count} at once: {cores()} cores at {threads} a run, {free:.1f} GB of memory free at {gb:.1f} GB a run ({source})"
+    )
+
+
+def _timer(plan: Plan) -> Probe:
+    """Times a step of every method that has no finished run to go by."""
+    known = {(cell.model, cell.method) for cell, _ in plan.estimator.done}
+
+    def probe(model: PromptSegmenter, cell: Cell) -> None:
+        if (cell.model, cell.method) not in known:
+            plan.estimator.steps[cell.model, cell.method] = time_step(model, cell.config, plan.threads)
+
+    return probe
+
+
+def _grid(plan: Plan) -> Iterator[str]:
+    """A line per method: runs and finished ones by data set, and what trains."""
+    todo = {cell.path for cell in plan.todo}
+    counts = Counter((cell.data, cell.method) for cell in plan.selected)
+    finished = Counter((cell.data, cell.method) for cell in plan.selected if cell.path not in todo)
+    width = max(len(name) for name in plan.study.methods)
+    for name in plan.study.methods:
+        parts = [
+            f"{data} {counts[data, name]}" + (f" ({finished[data, name]} finished)" if finished[data, name] else "")
+            for data in plan.study.data
+            if counts[data, name]
+        ]
+        reports = plan.facts.reports.items()
+        trainable = sorted(
+            {report.trainable for (_, method), report in reports if method == name and report is not None}
+        )
+        told = f"; {' or '.join(f'{number:,}' for number in trainable)} parameters train" if trainable else ""
+        if parts:
+            yield f"  {name:<{width}}  {', '.join(parts)}{told}"
+
+
+def _time(plan: Plan, at_once: int) -> Iterator[str]:
+    estimates = [(cell, plan.estimator.seconds(cell)) for cell in plan.todo]
+    known = [found for _, found in estimates if found is not None]
+    total = sum(found[0] for found in known)
+    for search in plan.searches:
+        if not search.round():
+            continue
+        left = search.settings.trials - sum(trial.over for trial in search.trials)
+        like = [
+            found[0] * search.config_of({}).train.epochs / cell.config.train.epochs
+            for cell, found in estimates
+            if cell.group == search.group and cell.fraction == search.fraction and found is not None
+        ]
+        total += left * max(like, default=0.0)
+    told = ", ".join(f"{count} {_SOURCES[name]}" for name, count in Counter(found[1] for found in known).items())
+    yield f"time: about {spell(total / at_once)} for {len(known)} runs{f' ({told})' if told else ''}"
+    if unknown := len(estimates) - len(known):
+        yield f"  {unknown} runs have no estimate: their data or model is not on this machine"

@@ -1,0 +1,246 @@
+"""Choosing hyper-parameters, by the best validation Dice of trials that never see a test case.
+
+Trials are ordinary runs below ``search/`` that are trained and not evaluated. For each data set, protocol, model and
+method they are proposed in rounds, a round from the results of those before it, by Optuna's samplers with fixed seeds:
+the trials do not depend on how many run at once, and a search that was interrupted goes on with the same ones.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlsm_adapter import files
+from vlsm_adapter.config import RunConfig
+from vlsm_adapter.errors import ConfigError, UserError, one_line
+from vlsm_adapter.study.config import Study
+from vlsm_adapter.study.folder import CellFolder, best_validation
+from vlsm_adapter.study.grid import Cell, Group, config_of
+from vlsm_adapter.study.ranges import Range
+
+_STARTUP = 10  # trials drawn at random before tpe has something to go by
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial.
+
+    Attributes:
+        number: from 0.
+        params: dotted key to value.
+        state: ``finished``, ``failed`` (for good), or that of a run under way.
+        value: best validation Dice; ``epoch`` when (1-based).
+        error: why it failed.
+    """
+
+    number: int
+    params: Mapping[str, Any]
+    state: str = "waiting"
+    value: float | None = None
+    epoch: int | None = None
+    seconds: float = 0.0
+    error: str | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether it is done, well or ill."""
+        return self.state in ("finished", "failed")
+
+
+class GroupSearch:
+    """The search for one data set, protocol, model and method.
+
+    Args:
+        study: with a ``search`` section.
+        group: for what.
+        folder: of the trials.
+    """
+
+    def __init__(self, study: Study, group: Group, folder: Path) -> None:
+        assert study.search is not None
+        self.study, self.group, self.folder = study, group, folder
+        self.settings = study.search
+        self.space = study.methods[group[3]].space
+        self.fraction = self.settings.fraction or study.fractions[0]
+        self.trials: list[Trial] = []
+
+    @property
+    def label(self) -> str:
+        """For messages."""
+        return "/".join(self.group)
+
+    def run_of(self, number: int) -> Path:
+        """Folder of a trial."""
+        return self.folder / f"t{number:03}"
+
+    def config_of(self, params: Mapping[str, Any]) -> RunConfig:
+        """The configuration of a trial.
+
+        Raises:
+            ConfigError: these values do not go together.
+        """
+        return config_of(self.study, self.group, self.fraction, self.settings.seed, params, self.settings.train)
+
+    def about(self, trial: Trial) -> dict[str, Any]:
+        """For ``cell.json``."""
+        data, protocol, model, method = self.group
+        adapter = self.study.methods[method].adapter
+        return {
+            "data": data, "protocol": protocol, "model": model, "method": method, "fraction": self.fraction,
+            "seed": self.settings.seed, "adapter": adapter, "trial": trial.number, "params": dict(trial.params),
+        }  # fmt: skip
+
+    def round(self) -> list[Trial]:
+        """The trials to run now, empty when the search is over: those of the first round that is not."""
+        self.trials = []
+        while len(self.trials) < self.settings.trials:
+            count = min(self.settings.parallel, self.settings.trials - len(self.trials))
+            past = [(trial.params, trial.value) for trial in self.trials]
+            proposals = propose(self.space, past, count, self.settings.sampler, f"{self.settings.seed} {self.label}")
+            begun = [self._read(len(self.trials) + number, params) for number, params in enumerate(proposals)]
+            self.trials += begun
+            if open_ones := [trial for trial in begun if not trial.over]:
+                return open_ones
+        return []
+
+    def best(self) -> Trial | None:
+        """The finished trial of the highest validation Dice, the first of equals."""
+        found = [trial for trial in self.trials if trial.state == "finished" and trial.value is not None]
+        return max(found, key=lambda trial: (trial.value, -trial.number), default=None)
+
+    def _read(self, number: int, proposal: Mapping[str, Any]) -> Trial:
+        """A trial as it stands on disk; what it was begun with counts, should the sampler propose otherwise by now."""
+        folder = CellFolder(self.run_of(number))
+        params = dict(proposal)
+        if folder.cell_file.is_file():
+            params = dict(folder.cell().get("params") or {})
+            if params.keys() != proposal.keys():
+                raise ConfigError(
+                    f"search: {folder.path} was begun with {', '.join(params)}, the study now searches "
+                    f"{', '.join(proposal)}; remove {self.folder} to search anew"
+                )
+        try:
+            self.config_of(params)
+        except ConfigError as error:
+            return Trial(number, params, "failed", error=one_line(error))
+        status = folder.status()
+        if folder.trained():
+            value, epoch = best_validation(folder.path) or (None, None)
+            return Trial(number, params, "finished" if value is not None else "failed", value, epoch, status.seconds)
+        # A kill says nothing about the values; a failure, such as a loss that is not a number, does.
+        return Trial(number, params, status.state, seconds=status.seconds, error=status.error)
+
+
+def groups_of(study: Study, cells: Sequence[Cell]) -> list[Group]:
+    """What is searched for these cells, each once."""
+    return list(dict.fromkeys(cell.group for cell in cells if study.methods[cell.method].space))
+
+
+def need_optuna() -> Any:
+    """The package.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise UserError(
+            "the study has a search, and Optuna is not installed: pip install 'vlsm-adapter[study]'"
+        ) from error
+    return optuna
+
+
+def propose(
+    space: Mapping[str, Range],
+    past: Sequence[tuple[Mapping[str, Any], float | None]],
+    count: int,
+    sampler: str,
+    seed: str,
+) -> list[dict[str, Any]]:
+    """The next ``count`` trials, a function of the arguments alone.
+
+    Args:
+        past: values and score (higher is better) of the trials before; None for one that failed.
+        sampler: ``tpe`` or ``random``.
+        seed: any text.
+    """
+    optuna = need_optuna()
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+    from optuna.trial import TrialState, create_trial
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+    def distribution(choice: Range) -> Any:
+        if choice.choices:
+            return CategoricalDistribution(choice.choices)
+        if choice.whole:
+            return IntDistribution(int(choice.low), int(choice.high), log=choice.log, step=int(choice.step or 1))
+        return FloatDistribution(choice.low, choice.high, log=choice.log, step=choice.step)
+
+    spaces = {key: distribution(choice) for key, choice in space.items()}
+    number = int.from_bytes(hashlib.blake2b(f"{seed} {len(past)}".encode(), digest_size=4).digest(), "big")
+    chosen = (
+        optuna.samplers.RandomSampler(seed=number)
+        if sampler == "random"
+        else optuna.samplers.TPESampler(seed=number, n_startup_trials=_STARTUP)
+    )
+    study = optuna.create_study(direction="maximize", sampler=chosen)
+    for params, value in past:
+        state = TrialState.FAIL if value is None else TrialState.COMPLETE
+        study.add_trial(create_trial(params=dict(params), distributions=spaces, value=value, state=state))
+    return [dict(study.ask(spaces).params) for _ in range(count)]
+
+
+def write_report(folder: Path, searches: Sequence[GroupSearch]) -> None:
+    """``trials.csv``, a row per trial, and ``search.json``, what was searched and chosen."""
+    rows: list[dict[str, Any]] = []
+    chosen: list[dict[str, Any]] = []
+    for search in searches:
+        best = search.best()
+        names = dict(zip(("data", "protocol", "model", "method"), search.group, strict=True))
+        over = len(search.trials) == search.settings.trials and all(trial.over for trial in search.trials)
+        chosen.append(
+            {
+                **names,
+                "fraction": search.fraction,
+                "over": over,
+                "trials": len(search.trials),
+                "failed": sum(trial.state == "failed" for trial in search.trials),
+                "space": {key: choice.to_plain() for key, choice in search.space.items()},
+                "chosen": None
+                if best is None or not over
+                else {"trial": best.number, "validation_dice": best.value, "params": dict(best.params)},
+            }
+        )
+        rows += [
+            {
+                **names, "fraction": search.fraction, "trial": trial.number, "state": trial.state,
+                "validation_dice": trial.value, "epoch": trial.epoch, "seconds": trial.seconds,
+                "chosen": over and best is not None and trial.number == best.number, "error": trial.error, **trial.params,
+            }
+            for trial in search.trials
+        ]  # fmt: skip
+    if not chosen:
+        return
+    settings = searches[0].settings
+    about = {
+        "trials": settings.trials,
+        "sampler": settings.sampler,
+        "seed": settings.seed,
+        "parallel": settings.parallel,
+    }
+    files.write_json(
+        folder / "search.json",
+        {"format": "vlsm-search", "format_version": 1, "chosen_by": "best validation Dice", **about, "groups": chosen},
+    )
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write_text(folder / "trials.csv", text.getvalue())

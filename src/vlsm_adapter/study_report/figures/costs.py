@@ -1,0 +1,46 @@
+"""Time and memory of training, a point per method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from vlsm_adapter.study_report.extras import Cost
+from vlsm_adapter.study_report.figures.style import PAGE, Look, new_figure
+from vlsm_adapter.study_report.tables import RowKey
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def draw_costs(costs: Sequence[Cost], looks: Mapping[RowKey, Look]) -> Figure | None:
+    """Minutes of training a run, averaged over data sets and seeds, and peak memory; None where neither is known."""
+    panels: list[tuple[str, list[float | None]]] = []
+    if any(cost.total is not None for cost in costs):
+        hours = max(cost.total or 0 for cost in costs) >= 6000
+        unit, size = ("h", 3600) if hours else ("min", 60)
+        panels.append((f"training of a run ({unit})", [None if c.total is None else c.total / size for c in costs]))
+    if any(cost.peak_memory is not None for cost in costs):
+        panels.append(("peak memory (GB)", [None if c.peak_memory is None else c.peak_memory / 1e9 for c in costs]))
+    if not panels:
+        return None
+    figure = new_figure(PAGE if len(panels) > 1 else PAGE * 0.6, 0.6 + 0.155 * len(costs))
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axis, (title, values) in zip(axes, panels, strict=True):
+        largest = max(value for value in values if value is not None)
+        for place, (cost, value) in enumerate(zip(costs, values, strict=True)):
+            if value is None:
+                continue
+            look = looks[cost.row.key]
+            axis.plot([0, value], [place, place], color=look.colour, lw=1.2, alpha=0.55, zorder=2)
+            axis.plot([value], [place], "o", color=look.colour, ms=4.2, zorder=3)
+            axis.annotate(
+                f"{value:.3g}", (value, place), xytext=(4.5, 0), textcoords="offset points", va="center", fontsize=6, color="#444444"
+            )  # fmt: skip
+        axis.set_xlim(0, largest * 1.14)
+        axis.set_ylim(len(costs) - 0.4, -0.6)
+        axis.grid(axis="y", visible=False)
+        axis.tick_params(axis="y", length=0)
+        axis.set_xlabel(title)
+    axes[0].set_yticks(range(len(costs)), [cost.row.label for cost in costs])
+    return figure

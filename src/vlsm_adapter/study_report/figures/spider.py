@@ -1,0 +1,135 @@
+"""The spider chart: V, VL and VLC of the dense and the shallow adapter, an axis per data set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vlsm_adapter.study_report.figures.style import BLUE, COLUMN, GREEN, VERMILION, new_figure
+from vlsm_adapter.study_report.naming import display_name
+from vlsm_adapter.study_report.numbers import TableNumbers
+from vlsm_adapter.study_report.tables import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Colour says the parts, line and marker the adapter.
+_PARTS = {"v": ("V", BLUE), "vl": ("VL", GREEN), "vlc": ("VLC", VERMILION)}
+_ADAPTERS = {"dense": ("-", "o"), "shallow": ("--", "s")}
+_RINGS = 4
+
+
+def spider_rows(found: TableNumbers) -> dict[str, list[Row]]:
+    """Variant (``"residual"``, ``"published"``, ...) to the rows of its chart; those with two parts at least.
+
+    Of several rows with the same adapter, parts and variant (other widths, say) the first stands for them.
+    """
+    chosen: dict[str, dict[tuple[str, str], Row]] = {}
+    for row in found.table.rows:
+        parts = row.settings.get("parts")
+        if row.method in _ADAPTERS and parts in _PARTS:
+            of_variant = chosen.setdefault(str(row.settings.get("variant", "")), {})
+            of_variant.setdefault((row.method, str(parts)), row)
+    return {variant: list(rows.values()) for variant, rows in chosen.items() if len({parts for _, parts in rows}) > 1}
+
+
+def draw_spider(found: TableNumbers, rows: Sequence[Row]) -> Figure | None:
+    """The chart of ``rows``; below three data sets, where there is no web to spin, points on a line per data set.
+
+    Every axis has its own scale, from the number at its inner end to the number at its rim.
+    """
+    data = [one for one in found.table.data if any(_dice(found, row, one) is not None for row in rows)]
+    whole = [row for row in rows if all(_dice(found, row, one) is not None for one in data)]
+    if not data or not whole:
+        return None
+    return _web(found, whole, data) if len(data) >= 3 else _lines(found, rows, data)
+
+
+def scale_of(values: Sequence[float]) -> tuple[float, float]:
+    """Round ends of an axis in percent: the inner one well below the smallest value, so that the web does not collapse."""
+    low, high = min(values), max(values)
+    step = next(size for size in (1, 2, 4, 5, 8, 10, 15, 20, 25) if size * _RINGS >= (high - low) * 1.35 or size == 25)
+    top = min(100.0, math.ceil(high / step) * step)
+    return top - step * _RINGS, top
+
+
+def _dice(found: TableNumbers, row: Row, data: str) -> float | None:
+    number = found.numbers.get((row.key, data, "dice"))
+    return None if number is None or number.mean is None else 100 * number.mean
+
+
+def _values(found: TableNumbers, row: Row, data: Sequence[str]) -> list[float]:
+    return [value for one in data if (value := _dice(found, row, one)) is not None]
+
+
+def _web(found: TableNumbers, rows: Sequence[Row], data: Sequence[str]) -> Figure:
+    from matplotlib.patheffects import withStroke
+
+    figure = new_figure(COLUMN, 3.3)
+    axis: Axes = figure.add_subplot()
+    axis.set_aspect("equal")
+    axis.axis("off")
+    angles = [math.pi / 2 - 2 * math.pi * index / len(data) for index in range(len(data))]
+    scales = [scale_of([v for row in rows for v in _values(found, row, [one])]) for one in data]
+    inner = 0.16  # the lowest ring is not a point: shapes near it stay readable
+
+    halo = [withStroke(linewidth=1.8, foreground="white")]
+
+    def at(angle: float, share: float) -> tuple[float, float]:
+        reach = inner + (1 - inner) * share
+        return reach * math.cos(angle), reach * math.sin(angle)
+
+    for ring in range(_RINGS + 1):
+        corners = [at(angle, ring / _RINGS) for angle in [*angles, angles[0]]]
+        axis.plot(*zip(*corners, strict=True), color="#cfcfcf", lw=0.8 if ring == _RINGS else 0.5, zorder=1)
+    for angle, (low, high), name in zip(angles, scales, data, strict=True):
+        axis.plot(*zip(at(angle, 0), at(angle, 1), strict=True), color="#cfcfcf", lw=0.5, zorder=1)
+        side = "center" if abs(math.cos(angle)) < 0.3 else "left" if math.cos(angle) > 0 else "right"
+        end = 1.07 * math.cos(angle), 1.07 * math.sin(angle)
+        up = "bottom" if math.sin(angle) > 0.3 else "top" if math.sin(angle) < -0.3 else "center"
+        axis.text(*end, name, ha=side, va=up, fontweight="bold", fontsize=7)
+        for ring in range(0, _RINGS + 1, 2):
+            x, y = at(angle, ring / _RINGS)
+            # Beside the axis, on its left as seen from the centre.
+            x, y = x - 0.06 * math.sin(angle), y + 0.06 * math.cos(angle)
+            text = f"{low + (high - low) * ring / _RINGS:.0f}"
+            axis.text(x, y, text, ha="center", va="center", fontsize=6, color="#444444", zorder=5, path_effects=halo)
+    for row in rows:
+        label, colour = _PARTS[str(row.settings["parts"])]
+        line, marker = _ADAPTERS[row.method]
+        shares = [
+            (value - low) / (high - low) for value, (low, high) in zip(_values(found, row, data), scales, strict=True)
+        ]
+        corners = [at(angle, max(0.0, share)) for angle, share in zip(angles, shares, strict=True)]
+        axis.plot(
+            *zip(*[*corners, corners[0]], strict=True), color=colour, ls=line, marker=marker, ms=3.6, lw=1.1, mew=0.8,
+            mfc=colour if line == "-" else "white", label=f"{display_name(row.method)} {label}", zorder=3,
+        )  # fmt: skip
+    figure.legend(loc="outside lower center", ncols=2 if len({row.method for row in rows}) == 2 else 3, columnspacing=2)
+    axis.margins(0.06)
+    return figure
+
+
+def _lines(found: TableNumbers, rows: Sequence[Row], data: Sequence[str]) -> Figure:
+    figure = new_figure(COLUMN, 0.9 + 0.16 * len(rows) * len(data))
+    axes = figure.subplots(len(data), 1, squeeze=False)[:, 0]
+    for axis, one in zip(axes, data, strict=True):
+        shown = [row for row in rows if _dice(found, row, one) is not None]
+        for place, row in enumerate(shown):
+            _, colour = _PARTS[str(row.settings["parts"])]
+            line, marker = _ADAPTERS[row.method]
+            number = found.numbers[row.key, one, "dice"]
+            low, high = number.ci_low, number.ci_high
+            if low is not None and high is not None:
+                axis.plot([100 * low, 100 * high], [place, place], color=colour, ls=line, lw=1)
+            axis.plot([100 * (number.mean or 0)], [place], marker, color=colour, mfc=colour if line == "-" else "white")
+        axis.set_yticks(
+            range(len(shown)), [f"{display_name(r.method)} {_PARTS[str(r.settings['parts'])][0]}" for r in shown]
+        )
+        axis.invert_yaxis()
+        axis.grid(axis="y", visible=False)
+        axis.set_title(one, loc="left")
+    axes[-1].set_xlabel("DSC (%) with 95 % interval over cases")
+    return figure

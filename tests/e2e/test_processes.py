@@ -1,0 +1,97 @@
+"""Several processes that train one run end where one process with as large a batch does."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+# Five training cases: in the last batch of an epoch the second process has none.
+_SETTINGS = (
+    "train.precision=32-true", "data.subset=5", "log.tensorboard=false", "train.schedule=plateau", "train.patience=0",
+    "data.level=random",
+)  # fmt: skip
+
+
+def _start(*arguments: object) -> subprocess.Popen:
+    environment = {key: value for key, value in os.environ.items() if key not in ("LOCAL_RANK", "WORLD_SIZE")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "vlsm_adapter", *map(str, arguments)],
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _options(data: Path, model: Path, out: Path, epochs: int, *settings: str) -> list[object]:
+    assigned = [part for setting in (*_SETTINGS, *settings) for part in ("--set", setting)]
+    return ["train", "--data", data, "--model", model, "-o", out, "--epochs", epochs, "--lr", 0.01, *assigned]
+
+
+def _rows(run: Path) -> list[dict[str, float]]:
+    with (run / "metrics.csv").open() as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def test_two_processes_are_one_with_twice_the_batch(phantoms: Path, base_folder: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    processes = [
+        _start(*_options(phantoms, base_folder, one, 3, "train.batch_size=4")),
+        _start(*_options(phantoms, base_folder, two, 3, "train.batch_size=2", "train.devices=2")),
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    assert errors.count("finished: all 3 epochs") == 1, errors  # the second process says nothing
+
+    for single, shared in zip(_rows(one), _rows(two), strict=True):
+        assert single["updates"] == shared["updates"]
+        for name in ("train_loss", "val_loss", "val_dice"):
+            assert abs(single[name] - shared[name]) < 1e-4, name
+    expected, got = load_file(one / "state.safetensors"), load_file(two / "state.safetensors")
+    weights = [key for key in expected if key.startswith("weights/")]
+    assert weights
+    for key in weights:
+        torch.testing.assert_close(got[key], expected[key], atol=1e-4, rtol=1e-3)
+    assert (two / "adapter" / "adapter_model.safetensors").is_file()
+    assert (
+        json.loads((two / "environment.json").read_text())["device"]
+        == json.loads((one / "environment.json").read_text())["device"]
+    )
+    assert not [file.name for file in two.iterdir() if file.name.startswith(".")]
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_go_on(phantoms: Path, base_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = _start(*_options(phantoms, base_folder, run, 400, "train.batch_size=2", "train.devices=2"))
+    deadline = time.monotonic() + 120
+    while not (run / "state.safetensors").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)  # to the first alone: it tells the second
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert f"vlsm train --resume {run}" in errors
+    assert "Traceback" not in errors
+    assert errors.count("stopping after this update") == 1
+
+    process = _start("train", "--resume", run)
+    while "resumed at" not in (run / "log.txt").read_text() and time.monotonic() < deadline + 120:
+        time.sleep(0.05)
+    done = len(_rows(run))
+    while len(_rows(run)) < done + 2 and process.poll() is None and time.monotonic() < deadline + 120:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert len(_rows(run)) >= done + 2

@@ -1,0 +1,218 @@
+"""What stands on disk against what the study asks; the check on data and models; estimates; a dry run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from vlsm_adapter.data.phantoms import write_phantoms
+from vlsm_adapter.errors import ConfigError, UserError
+from vlsm_adapter.study.checks import check_cells
+from vlsm_adapter.study.estimate import Step, spell
+from vlsm_adapter.study.folder import CellFolder, StudyFolder
+from vlsm_adapter.study.plan import Plan, absolute, check, make_plan, write_status
+from vlsm_adapter.study.preview import preview
+from vlsm_adapter.study.reader import load_study
+
+Planned = Callable[..., Plan]
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("phantoms") / "data"
+    write_phantoms(folder, cases_per_modality=10, seed=1, modalities=("endoscopy",), splits=(0.6, 0.2, 0.2))
+    return folder
+
+
+@pytest.fixture
+def plan_of(tmp_path: Path, phantoms: Path, base_folder: Path) -> Planned:
+    def build(only: str | None = None, **changes: Any) -> Plan:
+        values: dict[str, Any] = {
+            "data": {"polyps": {"path": str(phantoms)}},
+            "models": {"small": {"name": str(base_folder)}},
+            "methods": {"zero_shot": {}, "dense": {"settings": {"bottleneck_dim": 3}}},
+            "seeds": [1, 2],
+            "train": {"epochs": 2},
+            **changes,
+        }
+        file = tmp_path / "study.yaml"
+        file.write_text(yaml.safe_dump(values, sort_keys=False))
+        return make_plan(load_study(file), StudyFolder(tmp_path / "study"), only)
+
+    return build
+
+
+def run_like(plan: Plan, index: int, *, seconds: float = 10.0, data_path: str | None = None) -> CellFolder:
+    """What the finished run of a cell leaves, made without running it."""
+    cell = plan.cells[index]
+    folder = plan.cell_folder(cell)
+    folder.prepare(cell.about(), cell.config, plan.study.evaluate)
+    train = (
+        {"finished": "yes", "seconds": seconds, "epochs": 2, "cases": 6, "peak_memory_mb": 2048}
+        if cell.trains
+        else None
+    )
+    folder.resources_file.write_text(json.dumps({"train": train, "evaluate": {"seconds": 1.0, "cases": 2}}))
+    place = folder.path / "evaluation" / f"test-{cell.config.data.eval_level}"
+    place.mkdir(parents=True)
+    summary = {"format": "vlsm-evaluation", "format_version": 1, "nsd_tolerance": 2.0, "threshold": 0.5}
+    (place / "summary.json").write_text(json.dumps(summary))
+    if data_path is not None:
+        text = folder.run.config_file.read_text()
+        folder.run.config_file.write_text(text.replace(cell.config.data.path, data_path))
+    plan.folder.path.mkdir(exist_ok=True)
+    plan.folder.study_file.write_text(absolute(plan.study).to_yaml())
+    return folder
+
+
+def test_finished_runs_are_not_done_again_and_new_cells_are_added(plan_of: Planned) -> None:
+    plan = plan_of()
+    assert [cell.path for cell in plan.todo] == [cell.path for cell in plan.cells]
+    assert len(plan.cells) == 3
+    run_like(plan, 1)
+    assert [cell.path for cell in plan_of().todo] == [plan.cells[0].path, plan.cells[2].path]
+    more = plan_of(seeds=[1, 2, 3], methods={"zero_shot": {}, "dense": {"settings": {"bottleneck_dim": 3}}, "full": {}})
+    assert len(more.cells) == 7
+    assert len(more.todo) == 6
+    assert {cell.method for cell in plan_of(only="zero").todo} == {"zero_shot"}
+    write_status(more)
+    told = json.loads(more.folder.status_file.read_text())
+    assert told["states"] == {"finished": 1, "waiting": 6}
+    assert {row["path"] for row in told["runs"]} == {f"runs/{cell.path}" for cell in more.cells}
+
+
+def test_a_changed_run_is_refused_each_on_a_line(plan_of: Planned) -> None:
+    plan = plan_of()
+    run_like(plan, 1)
+    run_like(plan, 2)
+    with pytest.raises(ConfigError) as caught:
+        plan_of(train={"epochs": 2, "lr": 0.125})
+    told = str(caught.value).splitlines()
+    assert len(told) == 2
+    assert all("train.lr=0.125, was 0.001" in line and "remove the folder" in line for line in told)
+    # What does not change results does not stop it.
+    assert len(plan_of(train={"epochs": 2, "workers": 2}, log={"tensorboard": True}).todo) == 1
+    CellFolder(plan.cell_folder(plan.cells[1]).path).run.config_file.write_text("train: [")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        plan_of()
+
+
+def test_moved_data_must_hold_the_same_cases(plan_of: Planned, phantoms: Path, tmp_path: Path) -> None:
+    plan = plan_of()
+    folder = run_like(plan, 1, data_path="/elsewhere/data")
+    from vlsm_adapter.data.cases import load_cases
+
+    cases = load_cases(phantoms)
+    splits = {split: [record.case_id for record in cases.records(split)] for split in ("train", "val", "test")}
+    folder.run.data_file.write_text(json.dumps({"splits": splits, "skipped": []}))
+    assert len(plan_of().todo) == 2
+    splits["train"].append(splits["test"].pop())
+    folder.run.data_file.write_text(json.dumps({"splits": splits, "skipped": []}))
+    with pytest.raises(ConfigError, match="holds other cases"):
+        plan_of()
+
+
+def test_a_folder_of_something_else_is_left_alone(plan_of: Planned, tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
+    assert plan_of()
+    (tmp_path / "study" / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match="holds no study"):
+        plan_of()
+    shutil.rmtree(tmp_path / "study")
+    (tmp_path / "study").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        plan_of()
+
+
+def test_everything_wrong_with_data_and_models_is_told_at_once(
+    plan_of: Planned, phantoms: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(phantoms, broken)
+    entries = json.loads((broken / "anns" / "train.json").read_text())
+    entries[0]["prompts"].pop("p3")
+    (broken / "anns" / "train.json").write_text(json.dumps(entries))
+    plan = plan_of(
+        data={"polyps": {"path": str(phantoms)}, "broken": {"path": str(broken)}, "gone": {"path": "no/such/folder"}},
+        models={"small": {"name": plan_of().cells[0].config.model.name}, "typo": {"name": "tiyn"}},
+        methods={"dense": {"settings": {"bottleneck_dim": 3}}},
+        protocols={"three": {"level": "p3"}},
+        fractions=["100%", "5000"],
+        seeds=[1],
+    )
+    told = check_cells(plan.cells, plan.study.evaluate).problems
+    for part in (
+        "data.gone.path: no/such/folder is not there",
+        "fractions, data.polyps: subset '5000'",
+        "protocols.three on data.broken:",
+        "model 'typo': model 'tiyn' is neither a folder nor a hub id ('owner/name'): did you mean 'tiny'",
+    ):
+        assert any(part in line for line in told), (part, told)
+    assert len(told) == len(set(told))
+    # A dry run of a study for another machine lists what is not here; the rest is still wrong.
+    facts = check_cells(plan.cells, plan.study.evaluate, absent_is_wrong=False)
+    assert any("no/such/folder" in line for line in facts.absent)
+    assert not any("no/such/folder" in line for line in facts.problems)
+
+
+def test_a_method_that_cannot_attach_says_which_site_is_missing(
+    plan_of: Planned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vlsm_adapter.models.clipseg import CLIPSeg
+
+    sites = CLIPSeg.sites
+    monkeypatch.setattr(CLIPSeg, "sites", lambda self: [one for one in sites(self) if not one.name.startswith("text.")])
+    plan = plan_of(methods={"dense": {}, "decoder_only": {}})
+    facts = check_cells(plan.cells, plan.study.evaluate)
+    (line,) = facts.problems
+    assert "method 'dense' on model 'small'" in line
+    assert "text." in line
+    report = facts.reports["small", "decoder_only"]
+    assert report is not None
+    assert report.trainable > 0
+
+
+def test_estimates_come_from_finished_runs_where_there_are_any(plan_of: Planned) -> None:
+    plan = plan_of(fractions=["100%", "50%"])
+    run_like(plan, 1, seconds=100.0)
+    plan = plan_of(fractions=["100%", "50%"])
+    check(plan, absent_is_wrong=True)
+    by_path = {cell.path: plan.estimator.seconds(cell) for cell in plan.todo}
+    assert by_path["polyps/default/small/dense/100pct/s2"] == (101.0, "finished")
+    half = by_path["polyps/default/small/dense/50pct/s1"]
+    assert half is not None
+    assert half[1] == "scaled"
+    assert 50 < half[0] < 101
+    assert by_path["polyps/default/small/zero_shot/100pct/s0"] is None
+    plan.estimator.steps["small", "zero_shot"] = Step(0.0, 3.0)
+    timed = plan.estimator.seconds(plan.todo[0])
+    assert timed is not None
+    assert timed[1] == "timed"
+    assert timed[0] > 2 * 3.0
+    gb, source = plan.estimator.memory_gb(plan.todo)
+    assert gb == pytest.approx(2.2)
+    assert "finished" in source
+    assert [spell(value) for value in (5, 600, 7200, 300_000)] == ["5 s", "10 min", "2.0 h", "3.5 days"]
+
+
+def test_a_dry_run_tells_the_grid_and_writes_nothing(plan_of: Planned, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    plan = plan_of(data={"polyps": {"path": str(plan_of().cells[0].config.data.path)}, "gone": {"path": "no/such"}})
+    lines = list(preview(plan, jobs=2, local=False))
+    told = "\n".join(lines)
+    assert "6 runs, 0 finished" in told
+    assert "dense      polyps 2, gone 2" in told
+    assert "parameters train" in told
+    assert "not on this machine: data.gone.path: no/such" in told
+    assert "time: about" in told
+    assert "3 runs (3 from a step timed here)" in told
+    assert "3 runs have no estimate" in told
+    assert [file for file in sorted(tmp_path.rglob("*")) if file.name != "study.yaml"] == [
+        file for file in before if file.name != "study.yaml"
+    ]

@@ -1,0 +1,158 @@
+"""The search: proposals that depend on nothing but what came before, and a choice by validation alone."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from vlsm_adapter.errors import ConfigError
+from vlsm_adapter.study.config import Study
+from vlsm_adapter.study.folder import CellFolder, Status
+from vlsm_adapter.study.grid import expand
+from vlsm_adapter.study.ranges import Range
+from vlsm_adapter.study.reader import load_study
+from vlsm_adapter.study.search import GroupSearch, groups_of, propose, write_report
+
+pytest.importorskip("optuna", reason="needs the extra 'study'")
+
+SPACE = {
+    "train.lr": Range(low=1e-5, high=1e-1, log=True),
+    "settings.bottleneck_dim": Range(low=8, high=64, step=8),
+    "train.schedule": Range(choices=("cosine", "constant")),
+}
+VALUES: dict[str, Any] = {
+    "data": {"polyps": {"path": "data"}},
+    "methods": {
+        "zero_shot": {},
+        "full": {"search": False},
+        "dense": {"search": {"settings.bottleneck_dim": {"low": 8, "high": 64, "step": 8}}},
+    },
+    "fractions": ["100%", "10%"],
+    "search": {
+        "trials": 5, "parallel": 2, "fraction": "10%", "seed": 3, "train": {"epochs": 2},
+        "space": {"train.lr": {"low": 1e-5, "high": 1e-1, "log": True}},
+    },
+}  # fmt: skip
+
+
+def study_of(folder: Path, values: Any = VALUES) -> Study:
+    file = folder / "study.yaml"
+    file.write_text(yaml.safe_dump(values, sort_keys=False))
+    return load_study(file)
+
+
+def search_of(folder: Path, values: Any = VALUES) -> GroupSearch:
+    study = study_of(folder, values)
+    (group,) = groups_of(study, expand(study))
+    return GroupSearch(study, group, folder / "search")
+
+
+def finish(search: GroupSearch, number: int, dice: float | None) -> None:
+    """A trial that ended with this validation Dice; None for one that failed."""
+    folder = CellFolder(search.run_of(number))
+    trial = search.trials[number]
+    folder.prepare(search.about(trial), search.config_of(trial.params), None)
+    if dice is None:
+        folder.write_status(Status().now("failed", error="loss is nan"))
+        return
+    (folder.path / "metrics.csv").write_text(f"epoch,val_dice\n1,0.1\n2,{dice}\n")
+    folder.resources_file.write_text('{"train": {"finished": "yes"}}')
+
+
+def test_proposals_are_a_function_of_the_arguments() -> None:
+    past = [({"train.lr": 0.01, "settings.bottleneck_dim": 8, "train.schedule": "cosine"}, 0.5)] * 12
+    for sampler in ("tpe", "random"):
+        first = propose(SPACE, past, 3, sampler, "seed")
+        assert first == propose(SPACE, past, 3, sampler, "seed")
+        assert first != propose(SPACE, past, 3, sampler, "other")
+        for one in first:
+            assert one.keys() == SPACE.keys()
+            assert 1e-5 <= one["train.lr"] <= 1e-1
+            assert one["settings.bottleneck_dim"] % 8 == 0
+            assert one["train.schedule"] in ("cosine", "constant")
+
+
+def test_tpe_goes_where_it_was_good() -> None:
+    past: list[tuple[dict[str, Any], float | None]] = []
+    space = {"train.lr": SPACE["train.lr"]}
+    for _ in range(10):
+        for params in propose(space, past, 3, "tpe", "seed"):
+            from math import log10
+
+            past.append((params, -abs(log10(params["train.lr"]) + 3)))  # best at 1e-3
+    early, late = ([value for _, value in part if value is not None] for part in (past[:10], past[-10:]))
+    assert sum(late) / 10 > sum(early) / 10
+
+
+def test_rounds_follow_each_other_and_the_best_validation_wins(tmp_path: Path) -> None:
+    search = search_of(tmp_path)
+    first = search.round()
+    assert [trial.number for trial in first] == [0, 1]
+    config = search.config_of(first[0].params)
+    assert (config.train.epochs, config.train.seed, config.data.subset) == (2, 3, "10%")
+    assert config.train.lr == first[0].params["train.lr"]
+    assert config.adapter.settings["bottleneck_dim"] == first[0].params["settings.bottleneck_dim"]
+
+    finish(search, 0, 0.5)
+    assert [trial.number for trial in search.round()] == [1]
+    finish(search, 1, None)
+    assert [trial.number for trial in search.round()] == [2, 3]
+    assert search.best() is not None
+    finish(search, 2, 0.7)
+    finish(search, 3, 0.7)
+    assert [trial.number for trial in search.round()] == [4]
+    finish(search, 4, 0.2)
+    assert search.round() == []
+    best = search.best()
+    assert best is not None
+    assert (best.number, best.value, best.epoch) == (2, 0.7, 2)
+
+    # Another process reads the same from disk.
+    again = search_of(tmp_path)
+    assert again.round() == []
+    assert again.best() == best
+    write_report(tmp_path / "search", [again])
+    told = json.loads((tmp_path / "search" / "search.json").read_text())
+    (group,) = told["groups"]
+    assert group["chosen"] == {"trial": 2, "validation_dice": 0.7, "params": dict(best.params)}
+    assert (group["trials"], group["failed"], told["chosen_by"]) == (5, 1, "best validation Dice")
+    with (tmp_path / "search" / "trials.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["chosen"] for row in rows] == ["False", "False", "True", "False", "False"]
+    assert rows[1]["state"] == "failed"
+    assert not [name for name in rows[0] if "test" in name]
+
+
+def test_a_killed_trial_is_taken_up_again_and_a_begun_one_keeps_its_values(tmp_path: Path) -> None:
+    search = search_of(tmp_path)
+    proposals = [trial.params for trial in search.round()]
+    folder = CellFolder(search.run_of(0))
+    begun = {**search.about(search.trials[0]), "params": {**proposals[0], "train.lr": 0.125}}
+    folder.prepare(begun, search.config_of(begun["params"]), None)
+    folder.write_status(Status().now("killed", error="killed by signal 9"))
+    again = search.round()
+    assert [trial.number for trial in again] == [0, 1]
+    assert again[0].params["train.lr"] == 0.125
+    assert again[1].params == proposals[1]
+
+
+def test_a_search_over_other_keys_than_before_is_refused(tmp_path: Path) -> None:
+    search = search_of(tmp_path)
+    search.round()
+    finish(search, 0, 0.5)
+    values = {**VALUES, "methods": {"dense": {}}}
+    with pytest.raises(ConfigError, match="was begun with"):
+        search_of(tmp_path, values).round()
+
+
+def test_a_search_without_any_result_has_no_best(tmp_path: Path) -> None:
+    search = search_of(tmp_path)
+    while trials := search.round():
+        for trial in trials:
+            finish(search, trial.number, None)
+    assert search.best() is None

@@ -1,0 +1,225 @@
+"""Figures: what they are drawn from, that nothing covers anything, that they come without matplotlib's help or not at all."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlsm_adapter.errors import ConfigError
+from vlsm_adapter.study_report.extras import costs_of, curves_of, heard_of
+from vlsm_adapter.study_report.figures import draw, grid, lines, pareto, spider, style
+from vlsm_adapter.study_report.figures.draw import draw_all
+from vlsm_adapter.study_report.figures.labels import Box, leader, place_labels
+from vlsm_adapter.study_report.numbers import TableNumbers, compute
+from vlsm_adapter.study_report.reading import find_results
+from vlsm_adapter.study_report.small import distinct
+from vlsm_adapter.study_report.tables import Row, arrange
+
+
+def numbers_of(root: Path) -> tuple[list[TableNumbers], list[Row]]:
+    tables, rows, _ = arrange(distinct(find_results([root]).results)[0])
+    return [compute(table, ("dice",), n_boot=40, permutations=100) for table in tables], rows
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _coarse() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style, "_DPI", 60)  # what is drawn is the same, and faster
+        yield
+
+
+@pytest.fixture(scope="module")
+def numbers(study: Path) -> tuple[list[TableNumbers], list[Row]]:
+    return numbers_of(study)
+
+
+def test_every_figure_in_every_format(numbers: tuple[list[TableNumbers], list[Row]]) -> None:
+    drawn = {item.name: (item, content) for item, content in draw_all(*numbers)}
+    assert set(drawn) == {"pareto", "pareto_by_data", "spider", "labels", "qualitative", "learning_curves", "costs"}
+    for item, content in drawn.values():
+        assert content["svg"].startswith(b"<?xml")
+        assert content["pdf"].startswith(b"%PDF")
+        assert content["png"].startswith(b"\x89PNG")
+        assert b"Type3" not in content["pdf"].replace(b" ", b"")
+        assert len(item.alt) > 30
+        assert item.caption.endswith(".")
+        width = int.from_bytes(content["png"][16:20], "big") / 60
+        assert width == pytest.approx(style.COLUMN, abs=0.1) or width <= style.PAGE + 0.1
+    with style.style():
+        figure = lines.draw_curves(numbers[0][0], style.looks_of(numbers[1]))
+        assert figure is not None
+        assert style.saved(figure, "svg") == drawn["learning_curves"][1]["svg"]  # equal numbers, equal bytes
+
+
+def test_without_matplotlib(numbers: tuple[list[TableNumbers], list[Row]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ConfigError, match=r"pip install 'vlsm-adapter\[study\]'"):
+        list(draw_all(*numbers))
+
+
+def test_drawing_leaves_no_settings_behind_and_images_out(numbers: tuple[list[TableNumbers], list[Row]]) -> None:
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    with style.style():
+        drawn = [item.name for item, _ in draw.drawn(numbers[0][:1], numbers[1], images=False)]
+    assert "qualitative" not in drawn
+    assert "pareto" in drawn
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_no_two_methods_look_alike(numbers: tuple[list[TableNumbers], list[Row]]) -> None:
+    rows = [replace(numbers[1][0], key=(str(number),)) for number in range(28)]
+    looks = style.looks_of(rows)
+    assert len(set(looks.values())) == len(rows)
+
+
+# -- Pareto --------------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.integers(1, 10**7), st.floats(0, 100)), min_size=1, max_size=20))
+def test_the_front_by_its_definition(values: list[tuple[int, float]]) -> None:
+    points = [pareto.Point((str(n),), str(n), size, dice, None) for n, (size, dice) in enumerate(values)]
+    points.sort(key=lambda point: (point.parameters, -point.dice, point.label))
+    front = pareto.front_of(points)
+    for point in points:
+        beaten = any(o.parameters <= point.parameters and o.dice > point.dice for o in points)
+        beaten |= any(o.parameters < point.parameters and o.dice >= point.dice for o in points)
+        same = [one for one in front if (one.parameters, one.dice) == (point.parameters, point.dice)]
+        assert bool(same) == (not beaten)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.lists(st.tuples(st.floats(10, 240), st.floats(10, 170)), min_size=2, max_size=12, unique=True))
+def test_labels_keep_off_each_other(points: list[tuple[float, float]]) -> None:
+    frame = Box(0, 0, 260, 190)
+    boxes = place_labels(points, [(38.0, 6.0)] * len(points), frame)
+    assert boxes == place_labels(points, [(38.0, 6.0)] * len(points), frame)
+    spread = min(math.dist(a, b) for a, b in itertools.combinations(points, 2))
+    if spread > 12:  # where there is room, there is no overlap
+        assert sum(a.overlap(b) for a, b in itertools.combinations(boxes, 2)) < 1e-6
+        assert all(box.outside(frame) < 1e-6 for box in boxes)
+
+
+def test_a_line_to_a_label_that_is_far_off() -> None:
+    assert leader(Box(20, 0, 40, 6), (0, 3)) == (20, 3)
+    assert leader(Box(4, 0, 24, 6), (0, 3)) is None
+
+
+def test_labels_of_the_study_do_not_overlap(numbers: tuple[list[TableNumbers], list[Row]]) -> None:
+    tables, rows = numbers
+    with style.style():
+        figure = pareto.draw_pareto(tables[0], style.looks_of(rows))
+        assert figure is not None
+        figure.canvas.draw()
+        texts = [text for text in figure.axes[0].texts if text.get_text() and not text.get_text().startswith("↓")]
+        boxes = [text.get_window_extent() for text in texts]
+    assert len(texts) == 6
+    for one, other in itertools.combinations(boxes, 2):
+        width = min(one.x1, other.x1) - max(one.x0, other.x0)
+        height = min(one.y1, other.y1) - max(one.y0, other.y0)
+        assert min(width, height) <= 1
+
+
+# -- the others ----------------------------------------------------------------------------------------------------------
+
+
+def test_spider(numbers: tuple[list[TableNumbers], list[Row]]) -> None:
+    (rows,) = spider.spider_rows(numbers[0][0]).values()
+    assert {(row.method, row.settings["parts"]) for row in rows} == {
+        ("dense", "v"), ("dense", "vlc"), ("shallow", "v"), ("shallow", "vlc")
+    }  # fmt: skip
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=12))
+def test_the_axes_of_the_spider_hold_their_values(values: list[float]) -> None:
+    low, high = spider.scale_of(values)
+    assert low <= min(values)
+    assert high >= max(values) or high == 100.0
+    assert low < high <= 100
+
+
+def test_two_data_sets_make_no_web(fake: ModuleType, tmp_path: Path) -> None:
+    fake.write_study(tmp_path, methods=("dense_v", "dense_vlc"), data=("isic", "busi"), seeds=(1,))
+    tables, _ = numbers_of(tmp_path)
+    (rows,) = spider.spider_rows(tables[0]).values()
+    with style.style():
+        figure = spider.draw_spider(tables[0], rows)
+        assert figure is not None
+        assert len(figure.axes) == 2
+
+
+def test_learning_curves_costs_and_words(study: Path, numbers: tuple[list[TableNumbers], list[Row]]) -> None:
+    found = numbers[0][0]
+    row = next(row for row in found.table.rows if row.name == "lora")
+    runs = found.table.cells[row.key, "isic"]
+    curve = curves_of(found.table)[row.key, "isic"]
+    dice = np.array([run.curve["val_dice"] for run in runs], dtype=float)
+    assert curve.mean == pytest.approx(dice.mean(axis=0))
+    assert (curve.low, curve.high) == (pytest.approx(dice.min(axis=0)), pytest.approx(dice.max(axis=0)))
+    cost = next(cost for cost in costs_of(found.table) if cost.row == row)
+    assert cost.seconds["isic"] == pytest.approx(np.mean([run.resources["seconds"] for run in runs]))
+    assert cost.peak_memory == pytest.approx((900 + 147_456 / 4000) * 1e6)
+    heard, levels = heard_of(found.table)
+    assert heard[row.key, "isic"].value == pytest.approx(0.2 + 0.5 * 0.74)
+    assert levels["isic"] == {"p0": False, "p1": False, "p6": True}
+
+
+def test_labels_with_two_parts_and_with_three(fake: ModuleType, tmp_path: Path) -> None:
+    fractions = ("100%", "50%", "10%")
+    fake.write_study(tmp_path, methods=("lora", "dense_v"), data=("isic",), seeds=(1,), fractions=fractions)
+    tables, rows = numbers_of(tmp_path)
+    looks = style.looks_of(rows)
+    with style.style():
+        assert lines.draw_labels(tables[:1], looks) is None
+        two, three = lines.draw_labels(tables[:2], looks), lines.draw_labels(tables, looks)
+    assert two is not None
+    assert three is not None
+    assert [label.get_text() for label in three.axes[0].get_xticklabels()] == ["10 %", "50 %", "100 %"]
+
+
+def test_the_grid_takes_cases_that_all_kept_and_goes_without_damaged_ones(
+    study: Path, tmp_path: Path, fake: ModuleType
+) -> None:
+    fake.write_study(tmp_path, methods=("lora", "dense_v", "full"), data=("isic",), seeds=(1,))
+    for method, count in (("lora", 4), ("dense_v", 2)):
+        folder = next(tmp_path.glob(f"runs/isic/*/*/{method}/*/*/evaluation/*"))
+        fake.write_examples(folder, 0.7, count=count, size=(40, 60))
+    bad = next(tmp_path.glob("runs/isic/*/*/full/*/*/evaluation/*"))
+    (bad / "images").mkdir()
+    (bad / "images/examples.json").write_text("{")
+    tables, _ = numbers_of(tmp_path)
+    strips = grid.strips_of(tables[0].table)
+    assert [strip.example.case_id for strip in strips] == ["case_0001", "case_0002"]
+    assert set(strips[0].masks) == {"Zero-shot", "LoRA", "Dense V"} - ({"Zero-shot"} - set(strips[0].masks))
+    assert "Full fine-tuning" in strips[0].lacking
+
+
+def test_names_are_text_not_mathematics(fake: ModuleType, tmp_path: Path) -> None:
+    cell = {"data": "a_b $x^2$", "protocol": "p", "model": "m", "method": "$\\frac{}$ 中 _^"}
+    fake.FakeRun(tmp_path / "run", [0.5, 0.6], cell=cell).write()
+    names = [item.name for item, _ in draw_all(*numbers_of(tmp_path))]
+    assert names == ["pareto"]
+
+
+def test_nothing_to_draw(fake: ModuleType, tmp_path: Path) -> None:
+    fake.FakeRun(tmp_path / "run", [float("nan")] * 2, trainable=None).write()
+    assert list(draw_all(*numbers_of(tmp_path))) == []
+    assert list(draw_all([], [])) == []
+
+
+def test_palette_is_told_apart() -> None:
+    looks = style._COLOURS
+    assert all(re.fullmatch(r"#[0-9A-F]{6}", colour) for colour in looks)
+    assert len(set(looks)) == len(looks)

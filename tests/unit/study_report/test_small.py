@@ -1,0 +1,154 @@
+"""The small form: what is kept rebuilds the same tables, merges by what it is, and refuses contradictions."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from vlsm_adapter.errors import UserError
+from vlsm_adapter.study_report.data_forms import table_rows
+from vlsm_adapter.study_report.numbers import compute
+from vlsm_adapter.study_report.reading import SMALL_SUFFIX, find_results
+from vlsm_adapter.study_report.results import Result, same_numbers
+from vlsm_adapter.study_report.small import distinct, from_json, read_small, to_json, write_small
+from vlsm_adapter.study_report.tables import arrange
+
+
+def results_of(root: Path) -> list[Result]:
+    return distinct(find_results([root]).results)[0]
+
+
+def kept_in(folder: Path) -> list[Result]:
+    return [read_small(path) for path in find_results([folder]).small_files]
+
+
+@pytest.fixture
+def run(fake: ModuleType, tmp_path: Path) -> Result:
+    """One result of a run with everything."""
+    path = fake.FakeRun(
+        tmp_path / "runs/one", [1 / 3, 0.5, float("nan")], sensitivity=0.4, groups={"case_0001": "p"}
+    ).write()
+    fake.write_curve(path, 0.5, epochs=4)
+    return find_results([tmp_path / "runs"]).results[0]
+
+
+def test_the_same_tables_to_the_last_digit(study: Path, tmp_path: Path) -> None:
+    results = results_of(study)
+    write_small(results, tmp_path / "small")
+    again = distinct(kept_in(tmp_path / "small"))[0]
+    assert len(again) == len(results)
+
+    def rows(found: list[Result]) -> list[dict[str, object]]:
+        return table_rows(
+            [compute(table, ("dice", "hd95"), n_boot=50, permutations=100) for table in arrange(found)[0]]
+        )
+
+    # Files are read in the order of their names: the tables' own order must not depend on it.
+    assert rows(again) == rows(results)
+
+
+def test_everything_comes_back(run: Result) -> None:
+    back = from_json(json.loads(json.dumps(to_json(run), allow_nan=False)), "x")
+    assert back.key == run.key
+    assert same_numbers(back, run) is None
+    assert (back.sensitivity, back.leaks, back.trainable, back.resources) == (
+        run.sensitivity, run.leaks, run.trainable, run.resources
+    )  # fmt: skip
+    assert back.curve["val_dice"] == pytest.approx(run.curve["val_dice"], rel=1e-5)
+    assert back.cases == run.cases
+
+
+def test_equal_results_are_equal_files_and_nothing_of_the_machine(run: Result, tmp_path: Path) -> None:
+    (first,) = write_small([run], tmp_path / "a")
+    (second,) = write_small([run], tmp_path / "b")
+    assert first.read_bytes() == second.read_bytes()
+    stamp = first.stat().st_mtime_ns
+    write_small([run], tmp_path / "a")
+    assert first.stat().st_mtime_ns == stamp
+    text = gzip.decompress(first.read_bytes()).decode()
+    assert str(tmp_path) not in text
+    assert "/data/" not in text
+    assert first.name.endswith(f"{run.key}{SMALL_SUFFIX}")
+
+
+def test_the_same_twice_is_counted_once_the_fuller_one(run: Result) -> None:
+    bare = replace(run, curve={}, sensitivity=None, source="small")
+    for order in ([bare, run], [run, bare]):
+        (kept,), notes = distinct(order)
+        assert kept is run
+        assert notes == []
+
+
+def test_other_numbers_are_refused(run: Result) -> None:
+    other = replace(run, source="elsewhere", values={**run.values, "dice": (0.9, 0.5, float("nan"))})
+    with pytest.raises(UserError, match=r"dice of case 'case_0000' is 0\.333333 in one and 0\.9 in the other"):
+        distinct([run, other])
+    fewer = replace(run, cases=run.cases[:2], values={"dice": (0.5, 0.5)}, emptiness=("none", "none"))
+    with pytest.raises(UserError, match="their cases differ"):
+        distinct([run, fewer])
+
+
+def test_one_cell_trained_in_two_ways_is_refused(run: Result) -> None:
+    one = replace(run, name="dense", protocol="p")
+    other = replace(one, recipe={**one.recipe, "train.epochs": 5})
+    with pytest.raises(UserError, match=r"train\.epochs is 30 in one and 5 in the other"):
+        distinct([one, other])
+    assert len(distinct([run, replace(run, recipe={"train.epochs": 5})])[0]) == 2  # without a study: two rows
+
+
+def test_many_contradictions_are_told_shortly(run: Result) -> None:
+    ours = [replace(run, seed=seed) for seed in range(20)]
+    theirs = [replace(one, values={**one.values, "dice": (0.9, 0.5, 0.1)}) for one in ours]
+    with pytest.raises(UserError, match="and 15 more such pairs"):
+        distinct([*ours, *theirs])
+
+
+def test_zero_shot_measured_anew_is_told_not_refused(run: Result) -> None:
+    zero = replace(run, method="zero_shot", seed=None, settings={}, recipe={})
+    other = replace(zero, source="other", values={**zero.values, "dice": (0.4, 0.5, 0.6)})
+    kept, notes = distinct([zero, other])
+    assert kept == [zero]
+    assert "differ in 1 of these" in notes[0]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not gzip",
+        gzip.compress(b"{"),
+        gzip.compress(b"[]"),
+        gzip.compress(b'{"format": "other"}'),
+        gzip.compress(b'{"format": "vlsm-study-result", "format_version": 9}'),
+        gzip.compress(b'{"format": "vlsm-study-result", "format_version": 1}'),
+        gzip.compress(b"[" * 100_000),
+        gzip.compress(b"{}" * 5000)[:-20],
+        gzip.compress(b"{}")[:12] + b"\xff\xff\xff\xff\xff\xff",
+    ],
+)
+def test_damaged_files(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / f"bad{SMALL_SUFFIX}"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"bad\.result\.json\.gz: "):
+        read_small(path)
+
+
+def test_columns_that_do_not_fit(run: Result) -> None:
+    values = to_json(run)
+    values["values"]["dice"] = [0.5]
+    with pytest.raises(ValueError, match="1 values for 3 cases"):
+        from_json(values, "x")
+
+
+def test_names_from_outside_stay_in_the_folder(run: Result, tmp_path: Path) -> None:
+    odd = replace(run, data="../../etc", name="a/b\\c\0", protocol="..")
+    (path,) = write_small([odd], tmp_path / "small")
+    assert path.parent == tmp_path / "small/runs"
+    assert read_small(path).data == "../../etc"
+    shutil.rmtree(tmp_path / "small")
