@@ -4,8 +4,11 @@
 
 Both runs of a pair take turns epoch by epoch in one process, so that other work on the machine meets both alike. ``full``
 is CLIPSeg at its published size (150,747,746 parameters) with random weights, made in the temporary folder; the images are
-phantoms. "images/s" is of the training batches of the epochs after the first, median of the epochs; "weights_equal" compares
-every trained tensor at the end, bit for bit. Prints one JSON object per model and method.
+phantoms. "later_images_per_second" is of the training batches of the epochs after the first, median of the epochs;
+"weights_equal" compares every trained tensor at the end, bit for bit. Prints one JSON object per model and method.
+
+On the CPU both runs give a frozen encoder one image at a time, so that the weights are equal: "off" is that computation done
+for every batch. On a GPU "off" runs the encoders on whole batches; the weights are then equal but for rounding.
 """
 
 from __future__ import annotations

@@ -20,8 +20,13 @@ SIZE, PATCH = 192, 16
 VISION_WIDTH, TEXT_WIDTH = 192, 128
 
 
-def build(vocabulary: int) -> CLIPSegForImageSegmentation:
-    """A stock CLIPSeg of ten blocks per encoder (the last one read is the last one there is), freshly initialised."""
+def build(vocabulary: int, size: int = SIZE) -> CLIPSegForImageSegmentation:
+    """A stock CLIPSeg of ten blocks per encoder (the last one read is the last one there is), freshly initialised.
+
+    Args:
+        vocabulary: tokens.
+        size: side of its pictures in pixels.
+    """
     config = CLIPSegConfig(
         text_config={
             "vocab_size": vocabulary,
@@ -40,7 +45,7 @@ def build(vocabulary: int) -> CLIPSegForImageSegmentation:
             "intermediate_size": 2 * VISION_WIDTH,
             "num_hidden_layers": 10,
             "num_attention_heads": 6,
-            "image_size": SIZE,
+            "image_size": size,
             "patch_size": PATCH,
             "hidden_act": "gelu",
         },
@@ -76,7 +81,9 @@ def initialise(model: CLIPSegForImageSegmentation) -> None:
     nn.init.normal_(text.embeddings.token_embedding.weight, std=0.02)
     nn.init.normal_(text.embeddings.position_embedding.weight, std=0.01)
     vision.embeddings.patch_embedding.weight.copy_(_cosine_filters(VISION_WIDTH, PATCH))
-    vision.embeddings.position_embedding.weight.copy_(0.5 * _sine_positions(SIZE // PATCH, VISION_WIDTH))
+    vision.embeddings.position_embedding.weight.copy_(
+        0.5 * _sine_positions(vision.config.image_size // PATCH, VISION_WIDTH)
+    )
     nn.init.normal_(vision.embeddings.class_embedding, std=0.02)
     for module in decoder.modules():
         if isinstance(module, nn.Linear):
@@ -122,7 +129,7 @@ def _sine_positions(side: int, width: int) -> torch.Tensor:
 
 
 def load_weights(model: CLIPSegForImageSegmentation, folder: Path) -> None:
-    """Take the weights of a model folder.
+    """Take the weights of a model folder; positions of a model of other picture size are interpolated.
 
     Raises:
         ModelError: it has none, or they are of another architecture.
@@ -131,10 +138,22 @@ def load_weights(model: CLIPSegForImageSegmentation, folder: Path) -> None:
 
     try:
         state = load_file(folder / "model.safetensors")
+        name = "clip.vision_model.embeddings.position_embedding.weight"
+        state[name] = _resized_positions(state[name], len(model.get_parameter(name)))
         model.load_state_dict(state)
     except Exception as error:  # a missing or damaged file, missing names, other shapes
         first = str(error).strip().splitlines()[0]
         raise ModelError(f"{folder}: cannot start from it ({first}); give a folder written by this recipe") from error
+
+
+def _resized_positions(table: torch.Tensor, rows: int) -> torch.Tensor:
+    """A position table (1 + n * n, D) for another grid: ``rows`` of them, the class token's first."""
+    if len(table) == rows:
+        return table
+    old, new = math.isqrt(len(table) - 1), math.isqrt(rows - 1)
+    grid = table[1:].float().T.reshape(1, -1, old, old)
+    grid = nn.functional.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+    return torch.cat([table[:1].float(), grid[0].flatten(1).T])
 
 
 def trainable(model: CLIPSegForImageSegmentation) -> CLIPSeg:
@@ -151,7 +170,7 @@ def export(model: CLIPSegForImageSegmentation, tokenizer: Tokenizer, folder: Pat
     from tokenizer import save_tokenizer
 
     save_tokenizer(tokenizer, folder)
-    config = model.config.to_dict()
+    config, size = model.config.to_dict(), model.config.vision_config.image_size
     config.update({"architectures": ["CLIPSegForImageSegmentation"], "dtype": "float32"})
     config.pop("_name_or_path", None)
     write_json(folder / "config.json", config)
@@ -161,7 +180,7 @@ def export(model: CLIPSegForImageSegmentation, tokenizer: Tokenizer, folder: Pat
             "image_processor_type": "ViTImageProcessor",
             "processor_class": "CLIPSegProcessor",
             "do_resize": True,
-            "size": {"height": SIZE, "width": SIZE},
+            "size": {"height": size, "width": size},
             "resample": 2,
             "do_rescale": True,
             "rescale_factor": 1 / 255,

@@ -18,7 +18,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """Stages whose shares add up to 1, and the peak of the learning rate."""
+    """Stages whose shares add up to 1, and the peak of the learning rate; the last stage's pictures are the model's size."""
 
     stages: tuple[Stage, ...]
     peak: float = 2e-3
@@ -40,12 +40,17 @@ PLANS = {
             Stage(0.50, Mixture(size=192, images=40, photos=0.45, cutouts=0.15, soft=0.22)),
         )
     ),
-    # On again, mostly at the final size: phrases of one condition for the attributes that hardly decided.
+    # On again, mostly at 192 px: phrases of one condition for the attributes that hardly decided.
     "attributes": Plan(
         (
             Stage(0.30, Mixture(size=128, images=48, photos=0.36, cutouts=0.16, soft=0.22, alone=0.35)),
             Stage(0.70, Mixture(size=192, images=40, photos=0.40, cutouts=0.14, soft=0.22, alone=0.30)),
         )
+    ),
+    # On to larger pictures, for finer masks: a patch of 16 px is a twelfth of 192 px, a fourteenth of 224 px.
+    "finer": Plan(
+        (Stage(1.0, Mixture(size=224, images=32, photos=0.40, cutouts=0.14, soft=0.22, alone=0.30)),),
+        peak=1.5e-3,
     ),
 }
 

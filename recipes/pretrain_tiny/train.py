@@ -104,7 +104,7 @@ class Run:
         self.stages = PLANS[self.plan].stages
         self.peak = options.learning_rate or PLANS[self.plan].peak
         torch.manual_seed(self.seed)
-        self.model = build(tokenizer.get_vocab_size())
+        self.model = build(tokenizer.get_vocab_size(), self.stages[-1].mixture.size)
         if options.start is not None:
             load_weights(self.model, options.start)
         self.staged = trainable(self.model)

@@ -140,8 +140,9 @@ class TrainConfig:
         workers: loader processes; 0 loads in the training process.
         save_seconds: least time between two states saved within an epoch; every epoch's end is saved anyway.
         feature_cache: ``auto`` computes what frozen encoders give once and keeps it; ``off`` for every batch. The
-            weights are the same.
-        feature_cache_mb: memory for that, of the GPU where there is one; by default a quarter of what is free.
+            weights are the same, on a GPU but for rounding.
+        feature_cache_mb: memory for that, of each GPU where there are any, else of all processes of the run together; by
+            default a quarter of what is free.
         feature_cache_gb: disk for what memory does not hold: in the run's folder while it runs, or, where
             ``data.cache_dir`` is on, kept there for other runs.
     """

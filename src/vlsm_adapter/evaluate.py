@@ -132,7 +132,6 @@ def evaluate_run(
     elif zero_shot:
         variants["zero_shot"] = lambda: without_adapter(model)
     name = f"{split}-{level}" if data is None else f"{_name(cases.where)}-{split}-{level}"
-    weights = tuner.state_dict(model, active(model))
     job = Job(
         model=model,
         cases=cases,
@@ -148,7 +147,7 @@ def evaluate_run(
             "adapter": {
                 "method": manifest.config.method,
                 "settings": {key: value for key, value in manifest.config.to_dict().items() if key != "method"},
-                "trainable_parameters": sum(tensor.numel() for tensor in weights.values()),
+                "trainable_parameters": tuner.count_parameters(model, active(model))[0],
             },
             "training_cases": None if data is not None else _compare_with_training(trained, records, split, console),
         },

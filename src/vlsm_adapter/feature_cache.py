@@ -1,9 +1,12 @@
 """What is frozen is computed once: features of images and prompts, kept for the epochs to come.
 
 Where nothing in the trunk of an encoder trains, and no augmentation changes the images, the trunk gives the same for
-every epoch. Its output is then computed for each image and each text **alone**, whether it is kept or not: the same
-sums in the same order, so that training ends with the same bits with and without the cache, however cases fall into
-batches, and after any interruption. (Computed for a whole batch, the last bits would depend on its size.)
+every epoch. On the CPU its output is then computed for each image and each text **alone**, whether it is kept or not:
+the same sums in the same order, so that training ends with the same bits with and without the cache, however cases fall
+into batches, and after any interruption. (Computed for a whole batch, the last bits would depend on its size.)
+
+A GPU would idle over one image at a time. There what is missing of a batch is computed together, and with the cache off
+the encoders run on the whole batch as they would without this module; the last bits may then differ.
 """
 
 from __future__ import annotations
@@ -26,7 +29,15 @@ from vlsm_adapter.data.augmentation import NONE
 from vlsm_adapter.data.digests import FileDigests
 from vlsm_adapter.data.entry_folder import EntryFolder
 from vlsm_adapter.data.loaders import CaseDataset
-from vlsm_adapter.feature_store import SUFFIX, FeatureStore, Scratch, content, memory_for_features, nbytes
+from vlsm_adapter.feature_store import (
+    SUFFIX,
+    FeatureStore,
+    Scratch,
+    content,
+    entry_bytes,
+    memory_for_features,
+    nbytes,
+)
 from vlsm_adapter.models.base import ImageFeatures, PromptSegmenter, TextFeatures, Trunks
 from vlsm_adapter.types import Batch
 
@@ -104,12 +115,32 @@ class _Trunk(Generic[F]):
         """The name of the features of what is ``given``."""
         return hashlib.sha256(self._context + given).hexdigest()
 
-    def __call__(self, key: str, device: torch.device, compute: Callable[[], F]) -> F:
-        """Features of one input on ``device``: those that are kept, or else those that ``compute`` makes."""
+    def get(self, key: str, device: torch.device) -> F | None:
+        """Features of one input on ``device``; None where they are not kept."""
         found = self.store.get(key, device)
-        if found is None:
-            found = self.store.put(key, compute().tensors())
-        return self._example.with_tensors(found)
+        return None if found is None else self._example.with_tensors(found)
+
+    def put(self, key: str, features: F, *, share: bool = True) -> F:
+        """Keep the features of one input where there is room; returns them, in memory as any place gives them back."""
+        tensors = tuple(tensor.contiguous() for tensor in features.tensors())
+        return self._example.with_tensors(self.store.put(key, tensors, share=share))
+
+    def kept(self, count: int) -> tuple[int, int]:
+        """How many of ``count`` inputs memory has room for, and how many of the others the disk."""
+        each = max(1, self.bytes_each)
+        in_memory = min(count, self.store.memory_bytes // each)
+        if self.store.shared is not None:
+            return in_memory, count - in_memory
+        room = 0 if self.store.scratch is None else self.store.scratch.room()
+        return in_memory, min(count - in_memory, room // each)
+
+
+@dataclass(frozen=True)
+class _ImageKey:
+    """The name of an image's features, and the digest of its file; None where they are not to be shared."""
+
+    name: str
+    digest: bytes | None
 
 
 class FeatureCache:
@@ -120,10 +151,12 @@ class FeatureCache:
         folder: of the run; features beyond memory go to a nameless file there.
         precision: makes the context in which the model computes (Fabric's ``autocast``).
         on: False computes features for every batch, and keeps none.
-        memory_mb: bound in memory, of the GPU where the model is on one; by default a quarter of what is free.
+        memory_mb: bound in memory, of each GPU where the model is on one, else of all processes together; by default
+            a quarter of what is free.
         disk_bytes: bound on disk.
-        shared: a folder that keeps features for other runs; no nameless file is made then.
-        processes: how many train on this machine and share its memory.
+        shared: a folder that keeps features for other runs, if it can be written and takes entries of their size; the
+            nameless file has then only what may not be shared.
+        processes: how many train on this machine and share its memory and disk.
     """
 
     def __init__(
@@ -142,12 +175,14 @@ class FeatureCache:
         self.on = on
         self._precision = precision
         self._folder = folder
-        self._shared = shared if on else None
         self._disk_bytes = disk_bytes if on else 0
+        self._shared = EntryFolder(shared, disk_bytes, suffix=SUFFIX, holds="features") if on and shared else None
         self._processes = processes
+        self._together = model.device.type != "cpu"
         self._digests = FileDigests()
-        self._image_keys: dict[str, str] = {}
+        self._image_keys: dict[str, _ImageKey] = {}
         self._text_keys: dict[str, str] = {}
+        self._prepared: set[int] = set()
         memory = memory_for_features(model.device, memory_mb, processes) if on else 0
         for_texts = memory // _PART_FOR_TEXTS
         with precision(), training_mode(model):
@@ -159,10 +194,16 @@ class FeatureCache:
     def prepare(self, data: CaseDataset) -> None:
         """Before an epoch: have ``data`` leave out the pixels of images whose features are kept."""
         data.encoded = frozenset()
-        if self.on and self._images is not None and _constant(data):
-            data.encoded = frozenset(
-                image for image in data.images if self._image_key(image, data) in self._images.store
-            )
+        if not self.on or self._images is None or not _constant(data):
+            return
+        store = self._images.store
+        data.encoded = frozenset(image for image in data.images if self._image_key(image, data).name in store)
+        if store.shared is not None and id(data) not in self._prepared:
+            # Decoded when cases were checked, maybe before their files became what the digests are of.
+            for record in data.records:
+                if str(record.image) not in data.encoded:
+                    data.cache.drop(record.case_id)
+            self._prepared.add(id(data))
 
     def inputs(self, batch: Batch, data: CaseDataset) -> dict[str, Any]:
         """Keyword arguments of the model for ``batch`` of ``data``, on the model's device.
@@ -176,12 +217,13 @@ class FeatureCache:
 
         trunks = Trunks()
         values: dict[str, Any] = {"image_index": move(batch.image_index), "trunks": trunks}
-        if self._images is not None and _constant(data):
+        apart = self.on or not self._together
+        if self._images is not None and apart and _constant(data):
             trunks.image = ImageFeatures.join(self._image_features(self._images, batch, data))
         else:
             values["pixel_values"] = move(batch.pixel_values)
         texts = list(dict.fromkeys(batch.prompts))
-        if self._texts is not None:
+        if self._texts is not None and apart:
             trunks.text = TextFeatures.join([self._text_features(self._texts, text) for text in texts])
         else:
             first = [batch.prompts.index(text) for text in texts]
@@ -206,12 +248,12 @@ class FeatureCache:
             if not _constant(training):
                 parts.append("image encoder frozen, but augmentation changes the images: not cached")
                 kind = "validation images"
-            start = f"features of {count} {kind} cached"
-            parts.append(f"{'' if parts else 'image encoder frozen: '}{start}, {self._places(self._images, count)}")
+            parts.append(f"{'' if parts else 'image encoder frozen: '}{self._places(self._images, count, kind)}")
         if self._texts is None:
             parts.append("text encoder adapted: each distinct prompt encoded once per batch")
         else:
-            parts.append("text encoder frozen: " + ("each prompt encoded once" if self.on else "run for every batch"))
+            once = any(self._texts.kept(1))
+            parts.append("text encoder frozen: " + ("each prompt encoded once" if once else "run for every batch"))
         return "; ".join(parts)
 
     def close(self) -> None:
@@ -224,38 +266,55 @@ class FeatureCache:
 
     def _image_features(self, trunk: _Trunk[ImageFeatures], batch: Batch, data: CaseDataset) -> list[ImageFeatures]:
         """Of each image of the batch."""
+        device = self.model.device
         rows = range(len(batch.images)) if batch.pixel_rows is None else batch.pixel_rows
         pixels = {batch.images[image]: batch.pixel_values[row] for row, image in enumerate(rows)}
-
-        def compute(image: str) -> ImageFeatures:
+        keys = {image: self._image_key(image, data) for image in batch.images}
+        found: dict[str, ImageFeatures] = {}
+        missing: dict[str, str] = {}  # of files with equal content one
+        for image, key in keys.items():
+            features = trunk.get(key.name, device) if self.on and key.name not in found else None
+            if features is not None:
+                found[key.name] = features
+            elif key.name not in found:
+                missing.setdefault(key.name, image)
+        alone = [[image] for image in missing.values()]
+        for images in [list(missing.values())] if self._together and missing else alone:
             # What was kept when the epoch began may be gone: a damaged file, or one that made room for others.
-            one = pixels[image] if image in pixels else data.pixels(image)
+            chosen = [pixels[image] if image in pixels else data.pixels(image) for image in images]
             with torch.no_grad(), self._precision():
-                # A copy of its own: alike aligned in memory wherever it stood in the batch.
-                return self.model.image_trunk(one[None].clone().to(self.model.device))
-
-        return [
-            trunk(self._image_key(image, data), self.model.device, lambda image=image: compute(image))  # type: ignore[misc]
-            for image in batch.images
-        ]
+                # A copy of their own: alike aligned in memory wherever they stood in the batch.
+                made = self.model.image_trunk(torch.stack(chosen).contiguous().to(device))
+            for row, image in enumerate(images):
+                one = made.with_tensors([tensor[row : row + 1] for tensor in made.tensors()])
+                found[keys[image].name] = trunk.put(keys[image].name, one, share=self._may_share(image))
+        return [found[key.name] for key in keys.values()]
 
     def _text_features(self, trunk: _Trunk[TextFeatures], text: str) -> TextFeatures:
-        def compute() -> TextFeatures:
-            with torch.no_grad(), self._precision():
-                return self.model.text_trunk(*self._tokens(text))
-
         if text not in self._text_keys:
             tokens = self.model.tokenize([text])
             about = json.dumps([tokens.input_ids.tolist(), tokens.attention_mask.tolist()])
             self._text_keys[text] = trunk.key(about.encode())
-        return trunk(self._text_keys[text], self.model.device, compute)
+        key = self._text_keys[text]
+        features = trunk.get(key, self.model.device)
+        if features is None:
+            with torch.no_grad(), self._precision():
+                features = trunk.put(key, self.model.text_trunk(*self._tokens(text)))
+        return features
 
-    def _image_key(self, image: str, data: CaseDataset) -> str:
+    def _image_key(self, image: str, data: CaseDataset) -> _ImageKey:
+        """Named by the content of the file where features may be shared, else, which reads nothing, by its path."""
         if image not in self._image_keys:
             assert self._images is not None
-            file = self._digests.of(Path(image)) or image.encode("utf-8", "surrogateescape")
-            self._image_keys[image] = self._images.key(data.image_treatment.encode() + file)
+            digest = None if self._images.store.shared is None else self._digests.of(Path(image))
+            given = digest or b"path " + image.encode("utf-8", "surrogateescape")
+            self._image_keys[image] = _ImageKey(self._images.key(data.image_treatment.encode() + given), digest)
         return self._image_keys[image]
+
+    def _may_share(self, image: str) -> bool:
+        """Whether the file still has the content by which its features are named."""
+        digest = self._image_keys[image].digest
+        return digest is not None and self._digests.of(Path(image)) == digest
 
     def _tokens(self, text: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and mask of one text, without padding."""
@@ -274,11 +333,10 @@ class FeatureCache:
     def _trunk(self, kind: str, found: Frozen[F], memory: int) -> _Trunk[F] | None:
         if found.features is None:
             return None
-        shared = scratch = None
-        if self._shared is not None and not found.adapted:
-            shared = EntryFolder(self._shared, self._disk_bytes, suffix=SUFFIX, holds="features")
-        elif self._disk_bytes:
-            scratch = Scratch(self._folder, self._disk_bytes // self._processes)
+        scratch = Scratch(self._folder, self._disk_bytes // self._processes) if self._disk_bytes else None
+        shared = None if found.adapted else self._shared
+        if shared is not None and not (shared.takes(entry_bytes(found.features.tensors())) and shared.writable()):
+            shared = None
         store = FeatureStore(memory, scratch=scratch, shared=shared)
         return _Trunk(found.features, self._context(kind, found.features), store)
 
@@ -304,25 +362,28 @@ class FeatureCache:
             digest.update(content(tensor.cpu().contiguous()))
         return digest.digest()
 
-    def _places(self, trunk: _Trunk[ImageFeatures], count: int) -> str:
-        store = trunk.store
-        in_memory = min(count, store.memory_bytes // max(1, trunk.bytes_each))
-        rest = count - in_memory
-        where = "GPU memory" if self.model.device.type == "cuda" else "memory"
-        told = [f"{_size(in_memory * trunk.bytes_each)} in {where}"] if in_memory or not count else []
-        if store.shared is not None:
-            told.append(f"all of them in {store.shared.folder} (at most {_size(store.shared.max_bytes)})")
-        elif rest and store.scratch is not None:
-            on_disk = min(rest, store.scratch.room() // max(1, trunk.bytes_each))
-            if on_disk:
-                told.append(
-                    f"{_size(on_disk * trunk.bytes_each)} on the disk of {self._folder}, until the end of the run"
-                )
-            rest -= on_disk
-        if rest and store.shared is None:
-            told.append(
-                f"{rest} do not fit (train.feature_cache_mb, train.feature_cache_gb) and are encoded every epoch"
-            )
+    def _places(self, trunk: _Trunk[ImageFeatures], count: int, kind: str) -> str:
+        """Where the features of ``count`` images of a ``kind`` are kept."""
+        size, shared = trunk.bytes_each, trunk.store.shared
+        in_memory, on_disk = trunk.kept(count)
+        rest = count - in_memory - on_disk
+        bounds = "(train.feature_cache_mb, train.feature_cache_gb)"
+        if rest == count:
+            return f"{kind} not cached: no room for features of {_size(size)} each {bounds}; encoded every epoch"
+        told = [f"features of {count} {kind} cached"]
+        if in_memory:
+            where = "GPU memory" if self.model.device.type == "cuda" else "memory"
+            told.append(f"{_size(in_memory * size)} in {where}")
+        if shared is not None:
+            if count * size <= shared.max_bytes * 7 // 8:  # down to which room is made
+                told.append(f"all of them in {shared.folder} (at most {_size(shared.max_bytes)})")
+            else:
+                told.append(f"at most {_size(shared.max_bytes)} of them in {shared.folder} (train.feature_cache_gb)")
+                told.append("what was used longest ago makes room and is encoded again")
+        elif on_disk:
+            told.append(f"{_size(on_disk * size)} on the disk of {self._folder}, until the end of the run")
+        if rest:
+            told.append(f"{rest} do not fit {bounds} and are encoded every epoch")
         return ", ".join(told)
 
 

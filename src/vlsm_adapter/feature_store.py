@@ -7,6 +7,7 @@ compute again.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -32,6 +33,7 @@ _MAGIC = b"vlsm-feature-cache 1\n"
 _PART_OF_MEMORY = 4
 _MEMORY_UNKNOWN = 4 << 30
 _PART_OF_DISK = 2
+_CGROUP = Path("/sys/fs/cgroup")
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool)
@@ -134,9 +136,8 @@ class FeatureStore:
 
     Args:
         memory_bytes: bound of what is kept in memory, of the device that the tensors are on.
-        scratch: takes what memory does not; or None.
-        shared: a folder where everything is kept as well, for other runs and processes; or None. Keys must then name
-            all that the tensors depend on.
+        scratch: takes what neither memory nor ``shared`` does; or None.
+        shared: a folder where what may be shared is kept as well, for other runs and processes; or None.
     """
 
     def __init__(self, memory_bytes: int, *, scratch: Scratch | None = None, shared: EntryFolder | None = None) -> None:
@@ -167,14 +168,21 @@ class FeatureStore:
                 return self._remember(key, _to(found, device))
         return None if found is None else _to(found, device)
 
-    def put(self, key: str, tensors: Tensors) -> Tensors:
-        """Keep the tensors where there is room; returns them."""
-        if self.shared is not None and key not in self.shared and self.shared.takes(nbytes(tensors)):
-            self.shared.write(key, _encode(tensors))
+    def put(self, key: str, tensors: Tensors, *, share: bool = True) -> Tensors:
+        """Keep the tensors where there is room; returns them.
+
+        Args:
+            key: names all that the tensors depend on, where they are shared: it is for ever, and for every run.
+            tensors: what to keep.
+            share: False keeps them out of the shared folder.
+        """
+        shared = self.shared if share else None
+        if shared is not None and key not in shared and shared.takes(nbytes(tensors)):
+            shared.write(key, _encode(tensors))
         return self._remember(key, tensors)
 
     def _remember(self, key: str, tensors: Tensors) -> Tensors:
-        """Keep the tensors in this process, where there is room."""
+        """Keep the tensors in this process, where there is room, on its disk only what is not shared."""
         if key in self._memory or (self.scratch is not None and key in self.scratch):
             return tensors
         if self.used_bytes + nbytes(tensors) <= self.memory_bytes:
@@ -184,7 +192,7 @@ class FeatureStore:
             )
             self._memory[key] = tensors
             self.used_bytes += nbytes(tensors)
-        elif self.scratch is not None:
+        elif self.scratch is not None and (self.shared is None or key not in self.shared):
             self.scratch.put(key, tensors)
         return tensors
 
@@ -201,6 +209,11 @@ def nbytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
+def entry_bytes(tensors: Tensors) -> int:
+    """Bytes of the file that has them in a shared folder."""
+    return len(_encode(tensors))
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that ``device`` has free: of a GPU its own memory, else what the machine or the container has."""
     if device.type == "cuda":
@@ -213,18 +226,26 @@ def free_memory(device: torch.device) -> int:
         if "SC_AVPHYS_PAGES" in os.sysconf_names:
             free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:  # the limit of a container
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = Path("/sys/fs/cgroup/memory.current").read_text().strip()
-        free = min(free, max(0, int(limit) - int(used)))
+        limit = int((_CGROUP / "memory.max").read_text())
+        used = int((_CGROUP / "memory.current").read_text())
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            # Files that were read count as used, but give way to whoever wants memory.
+            lines = (_CGROUP / "memory.stat").read_text().splitlines()
+            used -= sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+        free = min(free, max(0, limit - used))
     except (OSError, ValueError):  # none, or "max"
         pass
     return free
 
 
 def memory_for_features(device: torch.device, megabytes: int | None = None, processes: int = 1) -> int:
-    """The bound in bytes: ``megabytes``, or a quarter of what is free now, shared evenly by ``processes``."""
+    """The bound in bytes of one process: of ``megabytes``, or of a quarter of what is free now.
+
+    ``processes`` on the CPU have one memory and share the bound evenly; of those on GPUs each has a GPU of its own, and
+    the bound is for each.
+    """
     bound = free_memory(device) // _PART_OF_MEMORY if megabytes is None else megabytes << 20
-    return bound // processes
+    return bound if device.type == "cuda" else bound // processes
 
 
 def _to(tensors: Tensors, device: torch.device) -> Tensors:

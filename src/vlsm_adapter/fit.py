@@ -208,6 +208,7 @@ def _validate(session: Session) -> dict[str, float]:
         seed=config.seed,
         num_workers=config.workers,
         share=session.share,
+        pin_memory=session.fabric.device.type == "cuda",
     )
     loss_of = LOSSES.get(config.loss)
     losses = dices = count = 0.0

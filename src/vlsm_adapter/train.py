@@ -28,12 +28,20 @@ from vlsm_adapter.data.prompts import RANDOM, choose_prompt, leaks_in
 from vlsm_adapter.errors import DataError, TrainingError, UserError
 from vlsm_adapter.feature_cache import FeatureCache
 from vlsm_adapter.fit import THRESHOLD, Session, fit
-from vlsm_adapter.interrupt import StopSignal
+from vlsm_adapter.interrupt import Interrupted, StopSignal
 from vlsm_adapter.logs import Logs, check_logs
 from vlsm_adapter.models import load_model
 from vlsm_adapter.models.base import PromptSegmenter
 from vlsm_adapter.optimization import choose_precision, make_optimizer
-from vlsm_adapter.processes import CommonStop, end_fabric, is_further_process, start_fabric
+from vlsm_adapter.processes import (
+    CommonStop,
+    end_fabric,
+    is_further_process,
+    leave,
+    left_by_another,
+    lost,
+    start_fabric,
+)
 from vlsm_adapter.run_folder import RunFolder, environment
 from vlsm_adapter.types import Record
 
@@ -70,16 +78,18 @@ def _run(config: RunConfig, folder: RunFolder, console: Console) -> RunFolder:
         if before.finished:
             console.say(f"{folder.path}: finished already ({before.finished})")
             return folder
-    further = is_further_process(config.train.devices)
-    parts = build(config, console)
-    fabric = start_fabric(config.train.devices, parts.precision)
+    # One that helps builds once it has joined: what is wrong there can then be told.
+    parts = None if is_further_process(config.train.devices) else build(config, console)
+    fabric = start_fabric(config.train.devices, choose_precision(config.train.precision))
+    failed = True
     try:
-        if further:
-            _help(parts, folder, fabric)
+        if fabric.is_global_zero:
+            _lead(parts or build(config, console), folder, fabric, console)
         else:
-            _lead(parts, folder, fabric, console)
+            _help(config, folder, fabric)
+        failed = False
     finally:
-        end_fabric(fabric)
+        end_fabric(fabric, failed=failed)
     return folder
 
 
@@ -89,26 +99,39 @@ def _lead(parts: Parts, folder: RunFolder, fabric: Fabric, console: Console) -> 
     if not folder.config_file.is_file():
         # Before anything else: from here on a killed run can be resumed.
         files.write_text(folder.config_file, config.to_yaml())
-    with folder.locked(), log_to(folder.log_file):
-        for note in parts.notes:
-            console.say(note)
+    try:
+        with folder.locked(), log_to(folder.log_file):
+            for note in parts.notes:
+                console.say(note)
+            session = set_up(parts, folder, console, fabric)
+            try:
+                fit(session)
+            finally:
+                close(session)
+    except RuntimeError as error:
+        if fabric.world_size == 1 or not lost(error):
+            raise
+        raise TrainingError(left_by_another()) from error
+
+
+def _help(config: RunConfig, folder: RunFolder, fabric: Fabric) -> None:
+    """The share of a further process of the run, which writes nothing; an error is the first one's to report."""
+    console = Console(quiet=True)
+    try:
+        parts = build(config, console)
+        parts.config = replace(config, log=LogConfig(tensorboard=False))
         session = set_up(parts, folder, console, fabric)
         try:
             fit(session)
         finally:
             close(session)
-
-
-def _help(parts: Parts, folder: RunFolder, fabric: Fabric) -> None:
-    """The share of a further process of the run, which writes nothing; an error is the first one's to report."""
-    parts.config = replace(parts.config, log=LogConfig(tensorboard=False))
-    try:
-        session = set_up(parts, folder, Console(quiet=True), fabric)
-        try:
-            fit(session)
-        finally:
-            close(session)
-    except UserError:
+    except (Interrupted, KeyboardInterrupt):
+        raise SystemExit(0) from None
+    except UserError as error:
+        leave(str(error))
+    except RuntimeError as error:
+        if not lost(error):
+            raise
         raise SystemExit(0) from None
 
 

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -153,14 +153,31 @@ def test_without_ray_it_says_what_to_install(
 # -- on Ray, as processes of their own -----------------------------------------------------------------------------------
 
 
-def _start(*arguments: object) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "vlsm_adapter", "compare", *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+Start = Callable[..., subprocess.Popen]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """``start("study.yaml", "--out", out)`` gives the process of the command, which does not outlive the test."""
+    started: list[subprocess.Popen] = []
+
+    def run(*arguments: object) -> subprocess.Popen:
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "vlsm_adapter", "compare", *map(str, arguments)],
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        return started[-1]
+
+    yield run
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 def _processes_of(run: Path) -> list[int]:
@@ -182,7 +199,7 @@ def _parent_of(process: int) -> int:
 
 
 def _until(
-    condition: Callable[[], Any], what: str, driver: subprocess.Popen | None = None, seconds: float = 180
+    condition: Callable[[], Any], what: str, driver: subprocess.Popen | None = None, seconds: float = 400
 ) -> Any:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -203,9 +220,9 @@ def _epochs(run: Path) -> list[int]:
 
 
 @needs_ray
-def test_a_study_on_ray(phantoms: Path, base_folder: Path, tmp_path: Path) -> None:
+def test_a_study_on_ray(start: Start, phantoms: Path, base_folder: Path, tmp_path: Path) -> None:
     study = _study(tmp_path, phantoms, base_folder, methods={"zero_shot": {}})
-    driver = _start(study, "--out", tmp_path / "out", "--jobs", 1)
+    driver = start(study, "--out", tmp_path / "out", "--jobs", 1)
     _, errors = driver.communicate(timeout=300)
     assert driver.returncode == 0, errors
     assert "Ray on this machine" in errors
@@ -217,12 +234,11 @@ def test_a_study_on_ray(phantoms: Path, base_folder: Path, tmp_path: Path) -> No
 @needs_proc
 @pytest.mark.slow
 def test_kills_of_runs_workers_and_the_driver_cost_an_epoch_at_most(
-    phantoms: Path, base_folder: Path, tmp_path: Path
+    start: Start, phantoms: Path, base_folder: Path, tmp_path: Path
 ) -> None:
     epochs = 150
-    methods = {"zero_shot": {}, "decoder_only": {"train": {"epochs": 1}}, "dense": {"settings": {"bottleneck_dim": 3}}}
     train = {"epochs": epochs, "batch_size": 2, "patience": 0, "save_seconds": 0.0}
-    study = _study(tmp_path, phantoms, base_folder, methods=methods, train=train)
+    study = _study(tmp_path, phantoms, base_folder, train=train)
     out = tmp_path / "out"
     run = out / "runs" / "polyps/default/small/dense/100pct/s1"
     command = (study, "--out", out, "--jobs", 1, "--retries", 2)
@@ -230,7 +246,7 @@ def test_kills_of_runs_workers_and_the_driver_cost_an_epoch_at_most(
     def progressed(than: int, driver: subprocess.Popen) -> int:
         return _until(lambda: len(_epochs(run)) > than and _processes_of(run), "an epoch", driver)[0]
 
-    driver = _start(*command)
+    driver = start(*command)
     os.kill(progressed(1, driver), signal.SIGKILL)  # the run itself
     done = len(_epochs(run))
     _until(lambda: _status(run).get("attempts") == 2, "a second attempt", driver)
@@ -244,7 +260,7 @@ def test_kills_of_runs_workers_and_the_driver_cost_an_epoch_at_most(
     _until(lambda: not _processes_of(run), "the run to notice")
     assert len(_epochs(run)) < epochs
 
-    driver = _start(*command)
+    driver = start(*command)
     progressed(len(_epochs(run)), driver)
     driver.send_signal(signal.SIGINT)  # Ctrl-C
     _, errors = driver.communicate(timeout=120)
@@ -255,20 +271,16 @@ def test_kills_of_runs_workers_and_the_driver_cost_an_epoch_at_most(
     assert not _processes_of(run)
     assert not (out / ".stop").exists()
 
-    driver = _start(*command)
+    driver = start(*command)
     _, errors = driver.communicate(timeout=300)
     assert driver.returncode == 0, errors
-    assert "3 of 3 runs finished" in errors
+    assert "2 of 2 runs finished" in errors
     assert _epochs(run) == list(range(1, epochs + 1))
     log = (run / "log.txt").read_text()
     assert log.count("resumed at") >= 4
     finished = [row for row in json.loads((out / "status.json").read_text())["runs"] if row["state"] == "finished"]
-    assert len(finished) == 3
-    # Those that had finished before the first kill ran once.
-    assert {row["method"]: row["attempts"] for row in finished if row["method"] != "dense"} == {
-        "zero_shot": 1,
-        "decoder_only": 1,
-    }
+    # What had finished before the first kill ran once.
+    assert [row["attempts"] for row in finished] == [1, 5]
 
 
 @needs_optuna

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from vlsm_adapter import DenseAdapterConfig, Predictor, attach, files, save_adapter, without_adapter
+from vlsm_adapter.adapters import AdapterConfig, TelescopicConfig, tuner
 from vlsm_adapter.adapters.folder import AdapterInfo
 from vlsm_adapter.config import RunConfig
 from vlsm_adapter.data.prompts import choose_prompt
@@ -78,9 +79,9 @@ def records(data: Path) -> list[Record]:
 def make_run(model: PromptSegmenter, tmp_path: Path) -> Callable[..., Path]:
     """``make_run(data, **changes)``: a run as training leaves it, with an adapter that changes what the model says."""
 
-    def make(data: Path, **changes: object) -> Path:
+    def make(data: Path, adapter: AdapterConfig | None = None, **changes: object) -> Path:
         config = RunConfig.load(None, {"data.path": str(data), "model.name": model.base_id, **changes})
-        attach(model, DenseAdapterConfig(bottleneck_dim=4))
+        attach(model, adapter or DenseAdapterConfig(bottleneck_dim=4))
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -407,3 +408,14 @@ def test_another_table_is_refused(tmp_path: Path, text: str) -> None:
         read_scores(tmp_path / "cases.csv")
     with pytest.raises(UserError, match="no such file"):
         read_scores(tmp_path / "absent.csv")
+
+
+def test_running_statistics_are_no_trainable_parameters(
+    data: Path, make_run: Callable[..., Path], model: PromptSegmenter
+) -> None:
+    run = make_run(data, TelescopicConfig(variant="published"))
+    summary = EvaluationFolder(evaluate_run(run, zero_shot=False)).summary()
+    trainable = sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad)
+    assert summary["trained_adapter"]["trainable_parameters"] == trainable
+    held = tuner.state_dict(model, "default")
+    assert sum(tensor.numel() for tensor in held.values()) > trainable  # it has buffers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -17,6 +18,7 @@ from torch import nn
 
 from vlsm_adapter.adapters import adapter_config
 from vlsm_adapter.adapters.attach import attach, use_adapter
+from vlsm_adapter.data.digests import FileDigests
 from vlsm_adapter.data.loaders import CaseDataset, make_loader
 from vlsm_adapter.errors import ModelError
 from vlsm_adapter.feature_cache import FeatureCache, Frozen, probe
@@ -336,10 +338,132 @@ def test_files_of_equal_content_share_their_features(
     copied.write_bytes(records[0].image.read_bytes())
     data = CaseDataset([records[0], replace(records[0], case_id="copy", image=copied)], model.preprocessing)
     attached(model, "decoder_only")
-    cache = FeatureCache(model, folder=tmp_path, memory_mb=1)
+    cache = FeatureCache(model, folder=tmp_path, disk_bytes=1 << 20, shared=tmp_path / "shared")
     calls = count_calls(model, monkeypatch)
     cache.inputs(batches(data, model)[0], data)
     assert calls == [1]
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_no_file_is_read_for_its_digest_unless_features_are_shared(
+    model: PromptSegmenter, data: CaseDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on: bool
+) -> None:
+    attached(model, "decoder_only")
+    monkeypatch.setattr(FileDigests, "of", None)
+    shared = None if on else tmp_path / "shared"
+    cache = FeatureCache(model, folder=tmp_path, memory_mb=1, disk_bytes=1 << 20, shared=shared, on=on)
+    for _ in range(2):
+        cache.prepare(data)
+        for batch in batches(data, model):
+            cache.inputs(batch, data)
+    assert len(data.encoded) == (4 if on else 0)
+    assert not (tmp_path / "shared").exists()
+
+
+def test_without_a_digest_nothing_goes_to_the_shared_folder(
+    model: PromptSegmenter, data: CaseDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attached(model, "decoder_only")
+    monkeypatch.setattr(FileDigests, "of", lambda *_: None)
+    shared = tmp_path / "shared"
+    cache = FeatureCache(model, folder=tmp_path, memory_mb=0, disk_bytes=1 << 20, shared=shared)
+    cache.inputs(batches(data, model)[0], data)
+    assert len(list(shared.rglob("*.features"))) == 2  # texts
+    cache.prepare(data)
+    assert len(data.encoded) == 4  # in the file of the run
+
+
+@pytest.mark.parametrize("when", ["before the digest", "after the digest"])
+def test_a_file_that_is_replaced_while_a_run_starts_never_has_the_features_of_the_other(
+    model: PromptSegmenter, data: CaseDataset, tmp_path: Path, when: str
+) -> None:
+    attached(model, "decoder_only")
+    settings = {"folder": tmp_path, "memory_mb": 0, "disk_bytes": 1 << 20, "shared": tmp_path / "shared"}
+    cache = FeatureCache(model, **settings)
+    for index in range(len(data)):
+        data[index]  # decodes, and keeps
+    path = data.records[0].image
+    other = np.zeros((SIDE, SIDE, 3), np.uint8)
+    if when == "before the digest":
+        Image.fromarray(other).save(path)
+    cache.prepare(data)
+    if when == "after the digest":
+        before = path.read_bytes()
+        Image.fromarray(other).save(path)
+    (batch,) = batches(data, model)
+    cache.inputs(batch, data)
+    if when == "after the digest":
+        path.write_bytes(before)
+        os.utime(path, (1, 1))
+    fresh = CaseDataset(data.records, model.preprocessing)
+    next_run = FeatureCache(model, **settings)
+    next_run.prepare(fresh)
+    assert len(fresh.encoded) == (4 if when == "before the digest" else 3)
+    got = next_run.inputs(batches(fresh, model)[0], fresh)["trunks"].image
+    alone = FeatureCache(model, folder=tmp_path, memory_mb=1)
+    plain_data = CaseDataset(data.records, model.preprocessing)
+    expected = alone.inputs(batches(plain_data, model)[0], plain_data)["trunks"].image
+    assert all(torch.equal(a, b) for a, b in zip(expected.activations, got.activations, strict=True))
+
+
+class Strided(CLIPSeg):
+    """Gives maps with the channels last in memory, an order that ``torch.cat`` keeps."""
+
+    def image_trunk(self, pixel_values: torch.Tensor) -> ImageFeatures:
+        made = super().image_trunk(pixel_values)
+        return made.with_tensors(
+            [t.reshape(-1, 17, 4, 6).to(memory_format=torch.channels_last) for t in made.tensors()]
+        )
+
+
+def test_features_have_the_same_strides_wherever_they_come_from(
+    model: PromptSegmenter, data: CaseDataset, tmp_path: Path
+) -> None:
+    model.__class__ = Strided
+    attached(model, "decoder_only")
+    (batch,) = batches(data, model)
+    places = {
+        "nowhere": {"on": False},
+        "memory": {"memory_mb": 1},
+        "file": {"memory_mb": 0, "disk_bytes": 1 << 20},
+        "shared": {"memory_mb": 0, "disk_bytes": 1 << 20, "shared": tmp_path / "shared"},
+    }
+    found = {}
+    for place, settings in places.items():
+        cache = FeatureCache(model, folder=tmp_path, **settings)  # type: ignore[arg-type]
+        for time in ("first", "again"):
+            found[place, time] = cache.inputs(batch, data)["trunks"].image.activations
+    for activations in found.values():
+        for one, other in zip(activations, found["nowhere", "first"], strict=True):
+            assert torch.equal(one, other)
+            assert one.stride() == other.stride()
+            assert one.is_contiguous()
+
+
+def test_what_a_gpu_lacks_of_a_batch_is_computed_together(
+    model: PromptSegmenter, data: CaseDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attached(model, "shallow", parts="v", bottleneck_dim=3)
+    (batch,) = batches(data, model)
+    cache = FeatureCache(model, folder=tmp_path, memory_mb=1)
+    expected = cache.inputs(batch, data)["trunks"].image
+    cache = FeatureCache(model, folder=tmp_path, memory_mb=1)
+    off = FeatureCache(model, folder=tmp_path, on=False)
+    assert not cache._together
+    cache._together = off._together = True
+    calls = count_calls(model, monkeypatch)
+    cache.inputs(batches(data, model, 1)[0], data)
+    for _ in range(2):
+        got = cache.inputs(batch, data)["trunks"].image
+        for one, other in zip(expected.activations, got.activations, strict=True):
+            torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
+    assert calls == [1, 3]
+    # Switched off, nothing stands between the batch and the model.
+    values = off.inputs(batch, data)
+    assert values["trunks"].image is None
+    assert values["trunks"].text is None
+    assert values["pixel_values"].shape[0] == 4
+    assert calls == [1, 3]
 
 
 # What is said
@@ -364,6 +488,37 @@ def test_one_line_says_what_is_cached(
     )
     line = said(model, data, tmp_path, memory_mb=64, disk_bytes=10**9, shared=tmp_path / "shared")
     assert f"all of them in {tmp_path / 'shared'} (at most 1.0 GB)" in line
+    line = said(model, data, tmp_path, memory_mb=0)
+    assert line == (
+        "image encoder frozen: images not cached: no room for features of 5 kB each (train.feature_cache_mb, "
+        "train.feature_cache_gb); encoded every epoch; text encoder frozen: run for every batch"
+    )
     augmented = CaseDataset(records, model.preprocessing, augment="light")
     line = FeatureCache(model, folder=tmp_path, memory_mb=64).describe(augmented, data)
     assert "augmentation changes the images: not cached; features of 4 validation images cached" in line
+
+
+def test_a_folder_that_cannot_serve_is_replaced_by_the_file_and_not_claimed(
+    model: PromptSegmenter, data: CaseDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    attached(model, "decoder_only")
+    (tmp_path / "file").write_text("in the way")
+    for bound, shared in ((7 * ONE, tmp_path / "shared"), (1 << 20, tmp_path / "file" / "features")):
+        cache = FeatureCache(model, folder=tmp_path, memory_mb=0, disk_bytes=bound, shared=shared)
+        line = cache.describe(data, data)
+        assert f"features of 4 images cached, 20 kB on the disk of {tmp_path}, until the end of the run;" in line
+        cache.inputs(batches(data, model)[0], data)
+        cache.prepare(data)
+        assert len(data.encoded) == 4
+    assert len(list((tmp_path / "shared").rglob("*.features"))) == 2  # texts are small enough
+    assert caplog.text.count("cannot be written") == 1
+
+
+def test_a_folder_that_does_not_hold_all_is_not_said_to(
+    model: PromptSegmenter, records: list[Record], tmp_path: Path
+) -> None:
+    attached(model, "decoder_only")
+    many = [replace(records[0], case_id=f"{n}", image=tmp_path / f"{n}.png") for n in range(12)]
+    data = CaseDataset(many, model.preprocessing)
+    line = said(model, data, tmp_path, memory_mb=0, disk_bytes=10 * ONE, shared=tmp_path / "shared")
+    assert f"at most 49 kB of them in {tmp_path / 'shared'} (train.feature_cache_gb), what was used longest ago" in line

@@ -179,7 +179,54 @@ def test_memory_that_is_free() -> None:
     assert memory_for_features(CPU) < free
 
 
+def test_processes_share_the_memory_of_the_machine_but_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature_store, "free_memory", lambda _: 800)
+    assert memory_for_features(CPU, processes=4) == 50
+    gpu = torch.device("cuda", 1)
+    assert memory_for_features(gpu, processes=4) == 200
+    assert memory_for_features(gpu, 8, processes=4) == 8 << 20
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"memory.max": "5000\n", "memory.current": "4900\n", "memory.stat": "anon 7\ninactive_file 900\n"}, 1000),
+        ({"memory.max": "5000\n", "memory.current": "4900\n", "memory.stat": "inactive_file none\n"}, 100),
+        ({"memory.max": "5000\n", "memory.current": "4900\n"}, 100),
+        ({"memory.max": "5000\n", "memory.current": "6000\n"}, 0),
+        ({"memory.max": "max\n", "memory.current": "4900\n"}, None),
+        ({}, None),
+    ],
+)
+def test_the_limit_of_a_container_counts_without_what_was_read_from_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int | None
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(feature_store, "_CGROUP", tmp_path)
+    free = free_memory(CPU)
+    assert free == expected if expected is not None else free > 1 << 20
+
+
 # Shared
+
+
+def test_what_the_folder_does_not_take_goes_to_the_file_and_only_that(tmp_path: Path) -> None:
+    shared = folder(tmp_path / "f", 10_000)
+    store = FeatureStore(0, shared=shared, scratch=Scratch(tmp_path, 1 << 20))
+    store.put(name(1), features(1))
+    store.put(name(2), features(2), share=False)
+    large = (torch.arange(1000.0),)
+    store.put(name(3), large)
+    assert [name(number) in shared for number in (1, 2, 3)] == [True, False, False]
+    assert store.scratch is not None
+    assert [name(number) in store.scratch for number in (1, 2, 3)] == [False, True, True]
+    assert equal(store.get(name(2), CPU), features(2))
+    assert equal(store.get(name(3), CPU), large)
+    shared._broken = True
+    store.put(name(4), features(4))
+    assert name(4) in store.scratch
+    store.close()
 
 
 def test_the_next_process_finds_what_was_kept_and_remembers_it(tmp_path: Path) -> None:

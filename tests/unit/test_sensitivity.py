@@ -25,6 +25,7 @@ from vlsm_adapter.data.records import load_records
 from vlsm_adapter.errors import DataError, UserError
 from vlsm_adapter.evaluate import evaluate_model
 from vlsm_adapter.evaluation_folder import EvaluationFolder
+from vlsm_adapter.examples import EXAMPLES
 from vlsm_adapter.models.base import PromptSegmenter
 from vlsm_adapter.prober import Prober
 from vlsm_adapter.report import write_report
@@ -300,8 +301,8 @@ def test_an_evaluation_with_probes(
     monkeypatch.setattr(type(model), "encode_image", counting)
     folder = EvaluationFolder(evaluate_model(model, data, out=tmp_path / "probed", probes=True))
     assert encoded[:2] == [8, 8]  # every image once, for all prompts
-    assert encoded[2:] == [1] * len(encoded[2:])  # the pictures of best, median and worst
-    assert len(encoded[2:]) <= 3
+    assert encoded[2:] == [1] * len(encoded[2:])  # the pictures of best, median and worst; the examples
+    assert len(encoded[2:]) <= 3 + EXAMPLES
     # The evaluation itself is as without probes.
     without, with_probes = EvaluationFolder(plain).summary(), folder.summary()
     assert without["zero_shot"]["metrics"]["dice"] == pytest.approx(with_probes["zero_shot"]["metrics"]["dice"])

@@ -57,7 +57,11 @@ class PeftPart(Part):
         return super().train(mode)
 
     def forward(self, base: Callable[..., torch.Tensor], x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """What the layer gives in place of its base module, which it calls itself."""
+        """What the layer gives in place of its base module.
+
+        ``base`` is not called: PEFT's layers call the module they stand around, and DoRA reads its weight. That is
+        the same thing as long as this part is the only one in use at its site, as it is with one adapter in use.
+        """
         output: torch.Tensor = self._layer[0](x, *args, **kwargs)
         return output
 

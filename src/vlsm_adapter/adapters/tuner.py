@@ -119,7 +119,11 @@ class SiteLayer(nn.Module, BaseTunerLayer):
         if not chosen:
             return self.base_layer
         used = self.adapter_copy[chosen[-1]]
-        return used.within(self.base_layer) if isinstance(used, TensorCopy) else used
+        if isinstance(used, TensorCopy):
+            return used.within(self.base_layer)
+        # On a base in half precision the float32 copy alone would not take what the modules around it give.
+        same = next(used.parameters()).dtype == next(self.base_layer.parameters()).dtype
+        return used if same else self
 
     @property
     def tokens_given(self) -> int:

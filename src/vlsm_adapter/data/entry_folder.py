@@ -43,7 +43,9 @@ class EntryFolder:
     """Entries by name in a folder, bounded in bytes; what was used longest ago goes first.
 
     The object can be sent to other processes, and several may work on one folder. Each looks at the whole folder when it
-    has written a 32nd of the bound, and then makes room down to 7/8 of it: so up to four writing at once keep the bound.
+    has written a 32nd of the bound, and then makes room down to 7/8 of it. One writer always keeps the bound, and four at
+    once where no entry is larger than a 32nd of it; with larger entries, or more writers, the sum may be above the bound,
+    by what each of them wrote since it last looked (a 32nd, or one entry), until one of them looks again.
 
     Args:
         folder: made when something is first written, readable for its owner alone.
@@ -71,6 +73,17 @@ class EntryFolder:
     def takes(self, size: int) -> bool:
         """Whether an entry of ``size`` bytes may be written: one is at most an eighth of the bound."""
         return not self._broken and size <= self.max_bytes // 8
+
+    def writable(self) -> bool:
+        """Try whether a file can be made in the folder, which is made where it is missing; a failure is told once."""
+        if not self._broken:
+            try:
+                self._make_folder()
+                with tempfile.TemporaryFile(dir=self.folder):
+                    pass
+            except OSError as error:
+                self._give_up(error)
+        return not self._broken
 
     def read(self, name: str, decode: Callable[[bytes], T | None]) -> T | None:
         """What ``decode`` makes of the entry's bytes; None where there is none, or a damaged one, which is removed.
@@ -112,21 +125,27 @@ class EntryFolder:
             temporary = None
             self._written = (self._written or 0) + len(data)
         except OSError as error:
-            self._broken = True
-            log.warning(
-                "%s: cannot be written (%s); going on without keeping %s there (data.cache_dir)",
-                self.folder,
-                error.strerror or error,
-                self.holds,
-            )
+            self._give_up(error)
         finally:
             if temporary is not None:
                 with contextlib.suppress(OSError):
                     temporary.unlink()
 
+    def _make_folder(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def _give_up(self, error: OSError) -> None:
+        self._broken = True
+        log.warning(
+            "%s: cannot be written (%s); going on without keeping %s there (data.cache_dir)",
+            self.folder,
+            error.strerror or error,
+            self.holds,
+        )
+
     def _make_room(self) -> None:
         """Look at the whole folder; remove what is abandoned, and, above 7/8 of the bound, what was used longest ago."""
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._make_folder()
         entries: list[tuple[float, int, str]] = []
         now = time.time()
         for file in self._files():

@@ -57,16 +57,26 @@ class Plan:
         return any(search.round() for search in self.searches)
 
     @property
+    def devices(self) -> int:
+        """Processes of one run, at most."""
+        return max((cell.config.train.devices for cell in self.selected), default=1)
+
+    @property
+    def cpus(self) -> int:
+        """Cores of one run."""
+        return self.study.resources.cpus or self.devices
+
+    @property
     def threads(self) -> int:
-        """Cores and threads of one run."""
-        most = max((cell.config.train.devices for cell in self.selected), default=1)
-        return self.study.resources.cpus or most
+        """Threads of each of its processes."""
+        return max(1, self.cpus // self.devices)
 
     def memory_gb(self) -> tuple[float, str]:
         """Memory of one run in GiB, and where the number comes from."""
         if self.study.resources.memory_gb is not None:
             return self.study.resources.memory_gb, "as the study says"
-        return self.estimator.memory_gb(self.todo)
+        one, source = self.estimator.memory_gb(self.todo)
+        return one * self.devices, source
 
 
 def make_plan(study: Study, folder: StudyFolder, only: str | None = None) -> Plan:

@@ -52,10 +52,10 @@ def room(plan: Plan, *, jobs: int | None, local: bool) -> tuple[int, str]:
         return jobs, f"{jobs} at once, as asked; memory of a run {gb:.1f} GB ({source})"
     if local:
         return 1, f"one after another (--jobs N for more); memory of a run {gb:.1f} GB ({source})"
-    threads, free = plan.threads, free_memory_gb()
-    count = max(1, min(cores() // threads, int(0.85 * free / gb)))
+    free = free_memory_gb()
+    count = max(1, min(cores() // plan.cpus, int(0.85 * free / gb)))
     return count, (
-        f"{count} at once: {cores()} cores at {threads} a run, {free:.1f} GB of memory free at {gb:.1f} GB a run ({source})"
+        f"{count} at once: {cores()} cores at {plan.cpus} a run, {free:.1f} GB of memory free at {gb:.1f} GB a run ({source})"
     )
 
 
@@ -82,6 +82,10 @@ def _grid(plan: Plan) -> Iterator[str]:
             for data in plan.study.data
             if counts[data, name]
         ]
+        alike = {(counts[data, name], finished[data, name]) for data in plan.study.data}
+        if len(alike) == 1 and len(plan.study.data) > 1:
+            number, done = alike.pop()
+            parts = [f"{number} on each data set" + (f" ({done} finished)" if done else "")]
         reports = plan.facts.reports.items()
         trainable = sorted(
             {report.trainable for (_, method), report in reports if method == name and report is not None}
@@ -106,6 +110,7 @@ def _time(plan: Plan, at_once: int) -> Iterator[str]:
         ]
         total += left * max(like, default=0.0)
     told = ", ".join(f"{count} {_SOURCES[name]}" for name, count in Counter(found[1] for found in known).items())
-    yield f"time: about {spell(total / at_once)} for {len(known)} runs{f' ({told})' if told else ''}"
+    if known or total:
+        yield f"time: about {spell(total / at_once)} for {len(known)} runs{f' ({told})' if told else ''}"
     if unknown := len(estimates) - len(known):
         yield f"  {unknown} runs have no estimate: their data or model is not on this machine"

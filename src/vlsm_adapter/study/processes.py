@@ -99,7 +99,9 @@ def mark_killed(run: Path, error: str) -> Outcome:
 
 
 def run_to_end(run: Path, stop_file: Path, threads: int) -> Outcome:
-    """Start the process of ``run`` and wait for it."""
+    """Start the process of ``run`` and wait for it; when all are asked to stop, none is started."""
+    if stop_file.exists():
+        return Outcome("stopped")
     return outcome_of(run, start(run, stop_file, threads).wait())
 
 

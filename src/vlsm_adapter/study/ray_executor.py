@@ -33,7 +33,7 @@ class RayExecutor:
     Args:
         capacity: runs given to Ray at once; on one machine the runs at once.
         stop_file, threads: as in ``processes.start``.
-        cpus, gpus: of one run.
+        cpus, gpus: of one run; ``gpus=None`` is one for each of its ``devices`` where there are GPUs, else none.
         memory_gb: of one run; a cluster starts no more on a node than its memory allows.
         address: of a cluster; None starts Ray here, for this process alone.
 
@@ -49,6 +49,7 @@ class RayExecutor:
         *,
         cpus: int,
         gpus: float | None,
+        devices: int = 1,
         memory_gb: float,
         address: str | None = None,
     ) -> None:
@@ -75,7 +76,7 @@ class RayExecutor:
             raise UserError(f"Ray: {what} ({one_line(error)}); or run on this machine with --local") from error
         needed: dict[str, float] = {"num_cpus": cpus}
         if gpus is None:
-            gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
+            gpus = float(devices) if ray.cluster_resources().get("GPU", 0) else 0.0
         if gpus:
             needed["num_gpus"] = gpus
         if address is not None:

@@ -154,14 +154,15 @@ def _executor(plan: Plan, jobs: int | None, address: str | None, local: bool, co
     if address is not None:
         trials = sum(search.settings.trials for search in plan.searches)
         at_once = jobs or max(1, len(plan.todo) + trials)
-        why = f"as many at once as it has room for, at {plan.threads} cores and {gb:.1f} GB a run ({source})"
+        why = f"as many at once as it has room for, at {plan.cpus} cores and {gb:.1f} GB a run ({source})"
     console.say(f"Ray {'at ' + address if address else 'on this machine'}, {why}")
     return RayExecutor(
         at_once,
         stop_file,
         plan.threads,
-        cpus=plan.threads,
+        cpus=plan.cpus,
         gpus=plan.study.resources.gpus,
+        devices=plan.devices,
         memory_gb=gb,
         address=address,
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from vlsm_adapter.adapters import DenseAdapterConfig, ShallowAdapterConfig, tuner
+from vlsm_adapter.adapters import DenseAdapterConfig, ShallowAdapterConfig, adapter_config, tuner
 from vlsm_adapter.adapters.attach import active, attach, attached, detach, use_adapter, without_adapter
 from vlsm_adapter.errors import AdapterError
 from vlsm_adapter.models.base import PromptSegmenter
@@ -217,6 +217,30 @@ def test_half_precision_base_takes_adapters_in_float32(
     assert torch.equal(logits, base)
     logits.float().square().mean().backward()
     assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in weights)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"use_complex_transposed_convolution": True, "vision_config": {"patch_size": 16}}]
+)
+@pytest.mark.parametrize("method", ["decoder_only", "full"])
+def test_copies_compute_on_a_half_precision_base(
+    new_model: Callable[..., PromptSegmenter], method: str, changes: dict
+) -> None:
+    model = new_model(**changes).to(torch.bfloat16)
+    images, ids = torch.randn(1, 3, 32, 32), torch.tensor([[48, 1, 49]])
+    with torch.no_grad():
+        base = model(images, ids).float()
+    attach(model, adapter_config(method))
+    weights = [tensor for tensor in model.parameters() if tensor.requires_grad]
+    assert {tensor.dtype for tensor in weights} == {torch.float32}
+    logits = model(images, ids)
+    assert logits.dtype == torch.bfloat16
+    # Each copy computes in float32 where the base rounds.
+    assert (logits.float() - base).abs().max() <= 0.05 * base.abs().max()
+    logits.float().square().mean().backward()
+    used = [tensor.grad for tensor in weights if tensor.grad is not None]
+    assert used
+    assert all(grad.isfinite().all() for grad in used)
 
 
 def test_deep_copies_are_independent(model: PromptSegmenter, inputs: dict) -> None:

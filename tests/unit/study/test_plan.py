@@ -207,7 +207,7 @@ def test_a_dry_run_tells_the_grid_and_writes_nothing(plan_of: Planned, tmp_path:
     lines = list(preview(plan, jobs=2, local=False))
     told = "\n".join(lines)
     assert "6 runs, 0 finished" in told
-    assert "dense      polyps 2, gone 2" in told
+    assert "dense      2 on each data set" in told
     assert "parameters train" in told
     assert "not on this machine: data.gone.path: no/such" in told
     assert "time: about" in told
