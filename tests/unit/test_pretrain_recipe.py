@@ -355,7 +355,22 @@ def test_schedule(recipe):
 def test_plans_add_up(recipe):
     for plan in recipe.plans.PLANS.values():
         assert sum(stage.share for stage in plan.stages) == pytest.approx(1.0)
-        assert plan.stages[-1].mixture.size == recipe.network.SIZE
+        assert all(stage.mixture.size % recipe.network.PATCH == 0 for stage in plan.stages)
+
+
+def test_a_model_goes_on_with_larger_pictures(recipe, tmp_path):
+    small, large = recipe.network.build(300, 96), recipe.network.build(300, 128)
+    tokenizer = recipe.tokenizer.train_tokenizer(["cat"])
+    recipe.network.export(small, tokenizer, tmp_path / "small")
+    recipe.network.load_weights(large, tmp_path / "small")
+    name = "clip.vision_model.embeddings.position_embedding.weight"
+    table, before = large.get_parameter(name), small.get_parameter(name)
+    assert table.shape == (1 + 8 * 8, recipe.network.VISION_WIDTH)
+    assert torch.allclose(table[0], before[0], atol=1e-3)
+    assert torch.allclose(table[1:].mean(0), before[1:].mean(0), atol=0.02)  # the same positions, more of them
+    recipe.network.export(large, tokenizer, tmp_path / "large")
+    sides = json.loads((tmp_path / "large" / "preprocessor_config.json").read_text())["size"]
+    assert sides == {"height": 128, "width": 128}
 
 
 @settings(max_examples=20, deadline=None)

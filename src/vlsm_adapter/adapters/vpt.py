@@ -23,7 +23,7 @@ class VPTConfig(AdapterConfig):
     """Visual prompt tuning: learned tokens beside the patches, image encoder only.
 
     It does not start as the base model: the patches attend to the tokens from the first step on. Tokens start uniform
-    after Glorot & Bengio, as in the paper; the paper's dropout is left out, for every method trains without.
+    after Glorot & Bengio with the bound of an (M, D) matrix; the paper's dropout is left out.
 
     Attributes:
         tokens: learned tokens M per block; the paper searches 1, 5, 10, 50, 100 and 200.

@@ -62,7 +62,8 @@ class Search:
         space: dotted key (``train.lr``, ``settings.rank``) to its range, for every method that trains.
         trials: runs per data set, protocol, model and method.
         parallel: trials proposed together, from the results of those before.
-        sampler: ``tpe`` (tree-structured Parzen estimator, Bergstra et al. 2011) or ``random``.
+        sampler: ``tpe`` (tree-structured Parzen estimator, Bergstra et al. 2011), ``random``, or ``grid``: every
+            combination of choices once, in their order, up to ``trials``.
         seed: of the proposals, and ``train.seed`` of every trial.
         fraction: of the training cases in trials; by default the first of the study.
         train: keys of ``train`` for trials alone, such as fewer epochs.

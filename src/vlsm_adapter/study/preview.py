@@ -36,8 +36,8 @@ def preview(plan: Plan, *, jobs: int | None, local: bool) -> Iterator[str]:
     yield from _grid(plan)
     for search in plan.searches:
         left = bool(search.round())
-        over = sum(trial.over for trial in search.trials) if left else search.settings.trials
-        yield f"  search {search.label}: {search.settings.trials} trials, {over} finished"
+        over = sum(trial.over for trial in search.trials) if left else search.count
+        yield f"  search {search.label}: {search.count} trials, {over} finished"
     for line in plan.facts.absent:
         yield f"  not on this machine: {line}"
     at_once, why = room(plan, jobs=jobs, local=local)
@@ -102,7 +102,7 @@ def _time(plan: Plan, at_once: int) -> Iterator[str]:
     for search in plan.searches:
         if not search.round():
             continue
-        left = search.settings.trials - sum(trial.over for trial in search.trials)
+        left = search.count - sum(trial.over for trial in search.trials)
         like = [
             found[0] * search.config_of({}).train.epochs / cell.config.train.epochs
             for cell, found in estimates

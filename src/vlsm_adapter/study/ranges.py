@@ -10,7 +10,7 @@ from typing import Any
 from vlsm_adapter.config import TrainConfig, build_section
 from vlsm_adapter.errors import ConfigError, nearest
 
-SAMPLERS = ("tpe", "random")
+SAMPLERS = ("tpe", "random", "grid")
 _SECTIONS = ("train", "settings")
 _KEYS = ("low", "high", "log", "step")
 

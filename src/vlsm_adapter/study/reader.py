@@ -234,7 +234,16 @@ class _Reader:
         section: Search = build_section(Search, values, "search.", self.problems)
         self._section(TrainConfig, dict(section.train), "search.train.", ("seed",))
         fraction = self._fraction(section.fraction, "search.fraction") if section.fraction is not None else None
+        self._grid_of_lists(section, space, "search.space.")
         return dataclasses.replace(section, space=space, fraction=fraction)
+
+    def _grid_of_lists(self, search: Search, space: Mapping[str, Range], where: str) -> None:
+        if search.sampler == "grid":
+            self.problems += [
+                f"{where}{key}: a grid takes lists of choices; write [...], or sampler: tpe"
+                for key, choice in space.items()
+                if not choice.choices
+            ]
 
     def _space(self, given: Any, method: Method, search: Search | None, where: str) -> Mapping[str, Range]:
         if search is None:
@@ -247,6 +256,7 @@ class _Reader:
         if own and not method.trains:
             self.problems.append(f"{where}search: '{method.adapter}' trains nothing, there is nothing to search")
         space = {**search.space, **own}
+        self._grid_of_lists(search, own, f"{where}search.")
         for key, choice in space.items():
             section, _, last = key.partition(".")
             fixed = {"settings": method.settings, "train": method.train}.get(section, {})

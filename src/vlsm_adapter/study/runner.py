@@ -152,7 +152,7 @@ def _executor(plan: Plan, jobs: int | None, address: str | None, local: bool, co
 
     gb, source = plan.memory_gb()
     if address is not None:
-        trials = sum(search.settings.trials for search in plan.searches)
+        trials = sum(search.count for search in plan.searches)
         at_once = jobs or max(1, len(plan.todo) + trials)
         why = f"as many at once as it has room for, at {plan.cpus} cores and {gb:.1f} GB a run ({source})"
     console.say(f"Ray {'at ' + address if address else 'on this machine'}, {why}")

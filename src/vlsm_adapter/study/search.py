@@ -10,6 +10,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +69,10 @@ class GroupSearch:
         self.settings = study.search
         self.space = study.methods[group[3]].space
         self.fraction = self.settings.fraction or study.fractions[0]
+        # A grid may hold fewer combinations than there may be trials.
+        combinations = math.prod(len(choice.choices) for choice in self.space.values())
+        grid = self.settings.sampler == "grid"
+        self.count = min(self.settings.trials, combinations) if grid else self.settings.trials
         self.trials: list[Trial] = []
 
     @property
@@ -98,8 +104,8 @@ class GroupSearch:
     def round(self) -> list[Trial]:
         """The trials to run now, empty when the search is over: those of the first round that is not."""
         self.trials = []
-        while len(self.trials) < self.settings.trials:
-            count = min(self.settings.parallel, self.settings.trials - len(self.trials))
+        while len(self.trials) < self.count:
+            count = min(self.settings.parallel, self.count - len(self.trials))
             past = [(trial.params, trial.value) for trial in self.trials]
             proposals = propose(self.space, past, count, self.settings.sampler, f"{self.settings.seed} {self.label}")
             begun = [self._read(len(self.trials) + number, params) for number, params in enumerate(proposals)]
@@ -167,9 +173,15 @@ def propose(
 
     Args:
         past: values and score (higher is better) of the trials before; None for one that failed.
-        sampler: ``tpe`` or ``random``.
+        sampler: ``tpe``, ``random``, or ``grid`` (the combinations of choices, the last key varying fastest).
         seed: any text.
     """
+    if sampler == "grid":
+        combinations = itertools.product(*(choice.choices for choice in space.values()))
+        return [
+            dict(zip(space, values, strict=True))
+            for values in itertools.islice(combinations, len(past), len(past) + count)
+        ]
     optuna = need_optuna()
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
     from optuna.trial import TrialState, create_trial
@@ -204,7 +216,7 @@ def write_report(folder: Path, searches: Sequence[GroupSearch]) -> None:
     for search in searches:
         best = search.best()
         names = dict(zip(("data", "protocol", "model", "method"), search.group, strict=True))
-        over = len(search.trials) == search.settings.trials and all(trial.over for trial in search.trials)
+        over = len(search.trials) == search.count and all(trial.over for trial in search.trials)
         chosen.append(
             {
                 **names,

@@ -167,6 +167,9 @@ def test_a_search_may_only_range_over_what_there_is(tmp_path: Path) -> None:
         if says == "the study has no search":
             values = {**SMALL, "methods": {"dense": {"search": {"train.lr": [1, 2]}}}}
         assert any(says in line for line in problems(tmp_path, values)), says
+    grid = searching({"train.lr": {"low": 1e-4, "high": 1e-2}})
+    grid["search"]["sampler"] = "grid"
+    assert any("search.space.train.lr: a grid takes lists" in line for line in problems(tmp_path, grid))
     study = read(tmp_path, searching({"train.lr": [1e-3, 1e-4]}, dense={"train": {"lr": 0.01}}, full={}))
     assert study.methods["dense"].space == {}  # what a method says itself is not searched
     assert list(study.methods["full"].space) == ["train.lr"]

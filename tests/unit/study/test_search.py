@@ -141,6 +141,16 @@ def test_a_killed_trial_is_taken_up_again_and_a_begun_one_keeps_its_values(tmp_p
     assert again[1].params == proposals[1]
 
 
+def test_a_grid_proposes_every_combination_once_in_order() -> None:
+    space = {"train.lr": Range(choices=(1e-4, 1e-3)), "settings.parts": Range(choices=("v", "vl", "vlc"))}
+    first = propose(space, [], 4, "grid", "any")
+    assert [(one["train.lr"], one["settings.parts"]) for one in first] == [
+        (1e-4, "v"), (1e-4, "vl"), (1e-4, "vlc"), (1e-3, "v"),
+    ]  # fmt: skip
+    rest = propose(space, [(one, None) for one in first], 4, "grid", "other")
+    assert [one["settings.parts"] for one in rest] == ["vl", "vlc"]
+
+
 def test_a_search_over_other_keys_than_before_is_refused(tmp_path: Path) -> None:
     search = search_of(tmp_path)
     search.round()
