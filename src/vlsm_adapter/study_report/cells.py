@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vlsm_adapter.metrics import METRICS
-from vlsm_adapter.study_report.numbers import Number, TableNumbers, displayed
+from vlsm_adapter.study_report.naming import display_name
+from vlsm_adapter.study_report.numbers import SIGNIFICANT, Number, TableNumbers, displayed
 from vlsm_adapter.study_report.tables import Row, RowKey
 
 _HEADS = {"dice": "DSC", "iou": "IoU", "hd95": "HD95", "nsd": "NSD"}
@@ -62,7 +64,9 @@ def average_cell(found: TableNumbers, key: RowKey, metric: str) -> Cell:
     if about is None:
         return Cell()
     std = "" if about["std"] is None else displayed(metric, about["std"])
-    return Cell(displayed(metric, about["mean"]), std, best=about["best"], second=about["second"])
+    count = len(about["seeds"])
+    seeds = count if about["seeds"] != [None] and count != usual_seeds(found) else None
+    return Cell(displayed(metric, about["mean"]), std, best=about["best"], second=about["second"], seeds=seeds)
 
 
 def usual_seeds(found: TableNumbers) -> int:
@@ -151,6 +155,16 @@ def memory(value: float | None) -> str:
     return f"{value / 1e9:.2f} GB" if value >= 1e8 else f"{value / 1e6:.0f} MB"
 
 
+def reference_name(found: TableNumbers) -> str | None:
+    """The row that others are tested against, or what those of several base models are; None where there is none."""
+    rows = found.reference_rows
+    if len(rows) < 2:
+        return rows[0].label if rows else None
+    names = {row.name for row in rows}
+    which = display_name(rows[0].name) if len(names) == 1 else "the first method"
+    return f"{which} of the same base model"
+
+
 def caption(found: TableNumbers) -> str:
     """What every number of the table is; one paragraph."""
     seeds = usual_seeds(found)
@@ -158,28 +172,51 @@ def caption(found: TableNumbers) -> str:
     text = f"Mean {'± standard deviation over seeds' if several else '(one seed)'} of the mean over cases"
     text += f" ({seeds} seeds unless stated)" if several else ""
     text += "; best in bold, second underlined"
-    if found.reference is not None and any(found.tests.values()):
+    if found.average and averaged(found):
+        text += "; averages are over the seeds that every data set has"
+    reference = reference_name(found)
+    if reference is not None and any(found.tests.values()):
         unit = "groups (patients, videos)" if "group" in found.resampled.values() else "cases"
         if len(set(found.resampled.values())) > 1:
             unit = "groups (patients, videos) or cases"
         count = max(found.tests.values())
         text += (
-            f"; {BETTER} significantly better, {WORSE} significantly worse than {found.reference.label} (paired permutation "
+            f"; {BETTER} significantly better, {WORSE} significantly worse than {reference} (paired permutation "
             f"test over {unit}, seeds averaged, p < 0.05 after Holm's correction over the {count} "
             f"comparison{'' if count == 1 else 's'} of a metric in this table)"
         )
+        if any(row.key not in found.references for row in found.table.rows):
+            text += "; what is on a base model without it is not tested"
+        if count >= SIGNIFICANT * (found.permutations + 1):
+            text += (
+                f"; with {found.permutations:,} permutations and so many comparisons no difference can be significant"
+            )
     return f"{text}."
 
 
 def sizes(found: TableNumbers) -> str:
-    """Cases of each data set."""
+    """Cases of each data set: those compared, and where it is known, those of training and validation."""
     parts = []
     for data in found.table.data:
         empty = found.n_empty.get(data, 0)
-        parts.append(
-            f"{data} {len(found.table.cases[data])}" + (f" ({empty} with an empty true mask)" if empty else "")
-        )
-    return "Cases: " + ", ".join(parts) + "."
+        told = [f"{empty} with an empty true mask"] if empty else []
+        told += [
+            f"{what} {_range(counts)}"
+            for what, name in (("training", "train_cases"), ("validation", "val_cases"))
+            if (counts := cases_of_training(found, data, name))
+        ]
+        parts.append(f"{data} {len(found.table.cases[data])}" + (f" ({', '.join(told)})" if told else ""))
+    return "Cases: " + "; ".join(parts) + "."
+
+
+def cases_of_training(found: TableNumbers, data: str, name: str) -> list[int]:
+    """The distinct numbers of ``train_cases`` or ``val_cases`` of a column's runs, as far as known."""
+    runs = (run for (_, column), cell in found.table.cells.items() if column == data for run in cell)
+    return sorted({int(run.resources[name]) for run in runs if name in run.resources})
+
+
+def _range(counts: Sequence[int]) -> str:
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 EMPTY_MASKS = (

@@ -7,10 +7,11 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlsm_adapter.study_report.cells import setting_values
+from vlsm_adapter.study_report.cells import cases_of_training, reference_name, setting_values
 from vlsm_adapter.study_report.extras import heard_of
 from vlsm_adapter.study_report.numbers import TableNumbers
 from vlsm_adapter.study_report.reading import REPORT_FORMAT
+from vlsm_adapter.study_report.tables import Row
 
 REPORT_VERSION = 1
 
@@ -38,7 +39,7 @@ def table_rows(tables: Sequence[TableNumbers]) -> list[dict[str, Any]]:
             "n_cases": about.n_cases,
             "n_undefined": about.n_undefined,
             "best": int(about.best),
-            "reference": "" if found.reference is None else found.reference.label,
+            "reference": _reference(found, row) or "",
             "difference": about.difference,
             "difference_low": about.diff_low,
             "difference_high": about.diff_high,
@@ -86,6 +87,12 @@ def report_json(
     }
 
 
+def _reference(found: TableNumbers, row: Row) -> str | None:
+    """The label of the row that ``row`` is tested against; None where it is not."""
+    reference = found.references.get(row.key)
+    return None if reference is None else reference.label
+
+
 def _table_json(found: TableNumbers) -> dict[str, Any]:
     table = found.table
     heard, _ = heard_of(table)
@@ -108,6 +115,7 @@ def _table_json(found: TableNumbers) -> dict[str, Any]:
                 "method": row.name,
                 "model": row.model,
                 "trainable_parameters": row.trainable,
+                "reference": _reference(found, row),
                 "data": data,
                 "average": {
                     metric: found.average[row.key, metric]
@@ -121,10 +129,14 @@ def _table_json(found: TableNumbers) -> dict[str, Any]:
         "setting": setting_values(found),
         "leaks": sorted(table.leaks),
         "notes": table.notes,
-        "reference": None if found.reference is None else found.reference.label,
+        "reference": reference_name(found),
         "tests": found.tests,
+        "permutations": found.permutations,
         "resampled": found.resampled,
         "n_cases": {data: len(cases) for data, cases in table.cases.items()},
         "n_empty": found.n_empty,
+        "n_training": {data: cases_of_training(found, data, "train_cases") for data in table.data},
+        "n_validation": {data: cases_of_training(found, data, "val_cases") for data in table.data},
+        "reveal_emptiness": table.reveals,
         "rows": rows,
     }

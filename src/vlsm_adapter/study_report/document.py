@@ -20,6 +20,7 @@ from vlsm_adapter.study_report.cells import (
     memory,
     metric_name,
     p_value,
+    reference_name,
     sizes,
     trainable,
 )
@@ -173,7 +174,7 @@ def _main_table(found: TableNumbers, name: str, figures: Mapping[str, FigureItem
 def _intervals(found: TableNumbers, metric: str, name: str) -> list[Item]:
     table = found.table
     head, groups = ["Method"], [("", 1)]
-    reference = found.reference.label if found.reference is not None and found.tests.get(metric) else None
+    reference = reference_name(found) if found.tests.get(metric) else None
     for data in table.data:
         columns = [f"{head_of(found, data, metric)} [95 %]"]
         columns += [f"difference to {reference} [95 %]", "p (Holm)"] if reference else []

@@ -3,11 +3,12 @@
 Per case the metric is first averaged over the seeds. The interval is the percentile bootstrap of the mean over cases
 (groups are resampled whole), so it says how far other cases would move the number; the standard deviation over seeds how
 far another training would. Tests are paired permutation tests over cases or groups, corrected by Holm over all
-comparisons of one metric in one table.
+comparisons of one metric in one table, with as many permutations as so many comparisons need.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,10 @@ from vlsm_adapter.types import CaseScore
 
 SIGNIFICANT = 0.05
 DEFAULT_REFERENCE = "decoder_only"
+# Corrected over many comparisons, the smallest p that the permutations can give must be well below the threshold: this
+# many times; up to a number that still takes minutes, not hours.
+_FINER = 20
+MAX_PERMUTATIONS = 100_000
 
 
 @dataclass
@@ -72,22 +77,24 @@ class TableNumbers:
     Attributes:
         table: what they are of.
         metrics: shown, in order.
-        reference: the row that others are tested against, or None where there is none.
+        references: row key to the row that it is tested against, which may be itself; absent for rows that are not
+            tested, because their base model has no reference.
         numbers: (row key, data, metric) to its number; absent for a missing cell.
         average: (row key, metric) to the average of the means over all data sets, of rows that have all of them, where
-            there are at least two; ``mean``, ``std`` over the seeds that all have, ``seeds``.
+            there are at least two; ``mean`` and ``std`` over ``seeds``, those that all of the data sets have.
         foreground: (row key, data) to Dice of the cases with something to find, for data with empty masks.
         emptiness: (row key, data) to mean counts over seeds of ``both``, ``missed``, ``false_alarm``.
         n_empty: data to cases with an empty true mask.
         lead: data to the paired difference in Dice of the best row to the second, with ``best`` and ``second`` (labels);
             absent where two rows share a rank.
         tests: metric to the number of comparisons that Holm's correction is over.
+        permutations: of each test.
         resampled: data to ``"case"`` or ``"group"``.
     """
 
     table: Table
     metrics: tuple[str, ...]
-    reference: Row | None
+    references: dict[RowKey, Row]
     numbers: dict[tuple[RowKey, str, str], Number] = field(default_factory=dict)
     average: dict[tuple[RowKey, str], dict[str, Any]] = field(default_factory=dict)
     foreground: dict[tuple[RowKey, str], dict[str, Any]] = field(default_factory=dict)
@@ -96,6 +103,13 @@ class TableNumbers:
     lead: dict[str, dict[str, Any]] = field(default_factory=dict)
     tests: dict[str, int] = field(default_factory=dict)
     resampled: dict[str, str] = field(default_factory=dict)
+    permutations: int = DEFAULT_PERMUTATIONS
+
+    @property
+    def reference_rows(self) -> list[Row]:
+        """The rows that others are tested against, in the order of the table."""
+        keys = {row.key for row in self.references.values()}
+        return [row for row in self.table.rows if row.key in keys]
 
 
 def compute(
@@ -111,11 +125,19 @@ def compute(
     Args:
         table: its results.
         metrics: of `METRIC_NAMES`.
-        reference: name or label of the row to test against; by default decoder_only, else the first.
-        n_boot, permutations: of bootstrap and test.
+        reference: name or label of the row to test against; by default decoder_only of the same base model, else the
+            model's first row.
+        n_boot, permutations: of bootstrap and test; with many comparisons there are more permutations, up to
+            ``MAX_PERMUTATIONS``.
     """
-    found = TableNumbers(table, tuple(metrics), choose_reference(table.rows, reference))
-    merged = {data: _column(found, data, n_boot, permutations) for data in table.data}
+    found = TableNumbers(table, tuple(metrics), choose_references(table.rows, reference))
+    family = sum(
+        reference.key != key and (key, data) in table.cells and (reference.key, data) in table.cells
+        for key, reference in found.references.items()
+        for data in table.data
+    )
+    found.permutations = max(permutations, min(math.ceil(_FINER * family / SIGNIFICANT), MAX_PERMUTATIONS))
+    merged = {data: _column(found, data, n_boot) for data in table.data}
     for metric in metrics:
         _correct(found, metric)
         for data in table.data:
@@ -127,13 +149,21 @@ def compute(
     return found
 
 
-def choose_reference(rows: Sequence[Row], wanted: str | None) -> Row | None:
-    """The row to test against; None where ``wanted`` is not among the rows."""
-    if not rows:
-        return None
-    if wanted is None:
-        return next((row for row in rows if row.name == DEFAULT_REFERENCE), rows[0])
-    return next((row for row in rows if wanted in (row.label, row.name)), None)
+def choose_references(rows: Sequence[Row], wanted: str | None) -> dict[RowKey, Row]:
+    """Row key to the row to test it against.
+
+    ``wanted`` is for all rows, and nothing is tested where it is not among them. By default each base model has its own:
+    decoder_only, or where no model has that, the model's first row. A model without decoder_only, where another has it, is
+    not tested.
+    """
+    if wanted is not None:
+        chosen = next((row for row in rows if wanted in (row.label, row.name)), None)
+        return {} if chosen is None else {row.key: chosen for row in rows}
+    candidates = [row for row in rows if row.name == DEFAULT_REFERENCE] or rows
+    of_base: dict[RowKey, Row] = {}
+    for row in candidates:
+        of_base.setdefault(row.base, row)
+    return {row.key: of_base[row.base] for row in rows if row.base in of_base}
 
 
 def check_reference(rows: Sequence[Row], wanted: str) -> None:
@@ -172,7 +202,7 @@ def _groups(cases: Sequence[Case]) -> dict[str, str | None] | None:
     return groups if any(group is not None for group in groups.values()) else None
 
 
-def _column(found: TableNumbers, data: str, n_boot: int, permutations: int) -> dict[RowKey, list[CaseScore]]:
+def _column(found: TableNumbers, data: str, n_boot: int) -> dict[RowKey, list[CaseScore]]:
     """Fill in the numbers of one data set; row key to its scores per case, averaged over seeds."""
     table = found.table
     cases = table.cases[data]
@@ -192,10 +222,10 @@ def _column(found: TableNumbers, data: str, n_boot: int, permutations: int) -> d
         found.emptiness[row.key, data] = _emptiness(results, cases)
         if found.n_empty[data] and "dice" in present:
             found.foreground[row.key, data] = about["truth_foreground"]["metrics"]["dice"]
-    reference = found.reference
-    for row in rows if reference is not None and reference.key in merged else ():
-        if reference is not None and row.key != reference.key:
-            _compare(found, data, row.key, merged, by_group, n_boot, permutations)
+    for row in rows:
+        reference = found.references.get(row.key)
+        if reference is not None and reference.key != row.key and reference.key in merged:
+            _compare(found, data, row.key, reference.key, merged, by_group, n_boot)
     return merged
 
 
@@ -269,24 +299,23 @@ def _compare(
     found: TableNumbers,
     data: str,
     key: RowKey,
+    reference: RowKey,
     merged: Mapping[RowKey, Sequence[CaseScore]],
     groups: Mapping[str, str | None] | None,
     n_boot: int,
-    permutations: int,
 ) -> None:
-    """The paired test of one row against the reference, on one data set, for every metric that both have."""
-    assert found.reference is not None
+    """The paired test of one row against its reference, on one data set, for every metric that both have."""
     names = [
         name
         for name in found.metrics
-        if all((one, data, name) in found.numbers for one in (key, found.reference.key))
+        if all((one, data, name) in found.numbers for one in (key, reference))
         and found.numbers[key, data, name].unit != "mixed"
     ]
     if not names:
         return
-    pair = {"reference": merged[found.reference.key], "row": merged[key]}
-    rows = compare_runs(pair, metrics=names, groups=groups, n_boot=n_boot, permutations=permutations)["rows"]
-    for row in rows:
+    pair = {"reference": merged[reference], "row": merged[key]}
+    about = compare_runs(pair, metrics=names, groups=groups, n_boot=n_boot, permutations=found.permutations)
+    for row in about["rows"]:
         number = found.numbers[key, data, row["metric"]]
         number.difference, number.diff_low, number.diff_high = (
             row[name] for name in ("mean_difference", "ci_low", "ci_high")
@@ -336,7 +365,7 @@ def displayed(metric: str, value: float) -> str:
 
 
 def _averages(found: TableNumbers, metric: str) -> None:
-    """Average over data sets, of rows that have all of them."""
+    """Average over data sets, of rows that have all of them, with a seed in common."""
     table = found.table
     if len(table.data) < 2:
         return
@@ -347,11 +376,13 @@ def _averages(found: TableNumbers, metric: str) -> None:
             continue
         by_seed = [dict(zip(number.seeds, number.by_seed, strict=True)) for number in present]
         seeds = [seed for seed in by_seed[0] if all(seed in one for one in by_seed)]
+        if not seeds:
+            continue
         means = [float(np.mean([one[seed] for one in by_seed])) for seed in seeds]
         found.average[row.key, metric] = {
-            "mean": float(np.mean([number.mean for number in present])),
+            "mean": float(np.mean(means)),
             "std": float(np.std(means, ddof=1)) if len(means) > 1 else None,
-            "seeds": len(seeds),
+            "seeds": seeds,
             "unit": present[0].unit,
         }
     ranked: dict[RowKey, Number | None] = {

@@ -203,6 +203,8 @@ class _Run:
         splits = self.json("data.json").get("splits")
         if "train_cases" not in found and isinstance(splits, Mapping) and isinstance(splits.get("train"), list):
             found["train_cases"] = float(len(splits["train"]))
+        if isinstance(splits, Mapping) and isinstance(splits.get("val"), list):
+            found["val_cases"] = float(len(splits["val"]))
         return found
 
     def trainable(self) -> int | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vlsm_adapter.study_report.cells import points, short_count
+from vlsm_adapter.study_report.cells import points, reference_name, short_count
 from vlsm_adapter.study_report.naming import percent_or_cases
 from vlsm_adapter.study_report.numbers import TableNumbers
 from vlsm_adapter.study_report.tables import Row, Setting
@@ -65,7 +65,7 @@ def _best(found: TableNumbers) -> list[str]:
 
 
 def _against_reference(found: TableNumbers) -> list[str]:
-    reference = found.reference
+    reference = reference_name(found)
     if reference is None or not found.tests.get("dice"):
         return []
     better: list[str] = []
@@ -96,7 +96,7 @@ def _against_reference(found: TableNumbers) -> list[str]:
     parts += [f"no significant difference: {_listed(none)}"] if none else []
     count = found.tests["dice"]
     return [
-        f"DSC against {reference.label} (p < 0.05 after Holm's correction over {count} "
+        f"DSC against {reference} (p < 0.05 after Holm's correction over {count} "
         f"comparison{'' if count == 1 else 's'}): {'; '.join(parts)}. These tests say whether a difference holds for other "
         "cases; whether it holds for other seeds, the deviations over seeds say."
     ]
@@ -167,9 +167,13 @@ def _leaks(tables: Sequence[TableNumbers]) -> list[str]:
         changes = _changes(main, other)
         if changes:
             mean = float(np.mean([change for change, _ in changes]))
+            if round(100 * mean, 2) > 0:
+                means = "not evidence of better segmentation"
+            else:
+                means = "the words may have been drawn from the true masks, and yet the scores are no higher"
             lines.append(
                 f"With words that leak ({other.table.title[0].lower()}{other.table.title[1:]}) the same methods score "
-                f"{points(mean)} points of DSC on average: not evidence of better segmentation."
+                f"{points(mean)} points of DSC on average: {means}."
             )
     return lines
 

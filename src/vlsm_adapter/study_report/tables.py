@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vlsm_adapter.markdown import plural
 from vlsm_adapter.study_report.naming import (
     display_name,
     fraction_size,
@@ -60,6 +61,11 @@ class Row:
     model: str
     trainable: tuple[int, int] | None
 
+    @property
+    def base(self) -> RowKey:
+        """The base model's name and the digest of its weights."""
+        return self.key[1:3]
+
 
 @dataclass
 class Table:
@@ -73,6 +79,7 @@ class Table:
         leaks: the data sets whose words may have been drawn from the true masks.
         cases: data to the cases that are compared there.
         notes: what a reader must know.
+        reveals: data to the number of cases whose words say that there is nothing to find; absent where there is none.
     """
 
     setting: Setting
@@ -82,12 +89,18 @@ class Table:
     leaks: set[str]
     cases: dict[str, tuple[Case, ...]]
     notes: list[str] = field(default_factory=list)
+    reveals: dict[str, int] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
         """In words: what was asked, how it was trained."""
         setting = self.setting
+        revealing = sum(self.reveals.values())
         leak = "leaks the truth" if self.leaks else "leak-free"
+        if revealing:
+            # Not drawn from masks, but half an answer: not plainly leak-free.
+            said = f"words call {plural(revealing, 'mask')} empty"
+            leak = f"{leak}; {said}" if self.leaks else said
         asked = "Random prompt levels" if setting.level == "random" else f"Prompt level {setting.level}"
         parts = [f"{asked} ({leak})"]
         if setting.train_level is not None:
@@ -284,6 +297,10 @@ def _table(
     for found in cells.values():
         found.sort(key=lambda result: (result.seed is not None, result.seed or 0))
     present = {key for key, _ in cells}
+    revealing = {
+        data: max(result.reveal_emptiness for (_, column), found in cells.items() for result in found if column == data)
+        for data in cases
+    }
     table = Table(
         setting,
         [row for row in rows if row.key in present],
@@ -292,6 +309,7 @@ def _table(
         {result.data for result in kept if result.leaks},
         cases,
         notes,
+        {data: count for data, count in revealing.items() if count},
     )
     _tell_seeds(table)
     _tell_words(table)
@@ -367,14 +385,10 @@ def _tell_seeds(table: Table) -> None:
 
 
 def _tell_words(table: Table) -> None:
-    for data in table.data:
-        counts = {
-            result.reveal_emptiness for (_, column), found in table.cells.items() for result in found if column == data
-        }
-        if count := max(counts, default=0):
-            table.notes.append(
-                f"{data}: the words of {count} of {len(table.cases[data])} cases say that there is nothing to find."
-            )
+    table.notes += [
+        f"{data}: the words of {count} of {len(table.cases[data])} cases say that there is nothing to find."
+        for data, count in table.reveals.items()
+    ]
     if table.leaks:
         table.notes.insert(
             0,

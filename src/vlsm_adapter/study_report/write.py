@@ -63,7 +63,8 @@ def write_study_report(
         out: folder of the report; by default ``report`` in the first root.
         small: also write the small form there. What it holds already is part of the report.
         metrics: of the tables, by default Dice, IoU and HD95; ``nsd`` beside them.
-        reference: method to test the others against; by default decoder_only, else the first.
+        reference: method to test the others against; by default decoder_only of the same base model, else
+            the first.
         splits: of the evaluations, by default test, and all cases of other data.
         common: compare the cases that all have, in place of leaving out results of other cases.
         images: draw the grid of images; without it the report has no image of the data.

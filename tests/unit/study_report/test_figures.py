@@ -142,6 +142,39 @@ def test_spider(numbers: tuple[list[TableNumbers], list[Row]]) -> None:
     }  # fmt: skip
 
 
+def test_a_spider_is_of_rows_that_differ_in_their_parts_alone(fake: ModuleType, tmp_path: Path) -> None:
+    """A narrow VLC whose name sorts first does not stand for the VLC of the others."""
+    cell = {"protocol": "p", "model": "tiny"}
+    methods = {"dense_narrow": ("vlc", 12), "dense_v": ("v", 64), "dense_vl": ("vl", 64), "dense_wide_vlc": ("vlc", 64)}
+    for model, sha256, chosen in (
+        ("tiny", "a" * 64, methods),
+        ("big", "b" * 64, {name: methods[name] for name in ("dense_v", "dense_vl")}),
+        ("one", "c" * 64, {"dense_v": ("v", 64)}),
+    ):
+        for number, (name, (parts, width)) in enumerate(chosen.items()):
+            for data in ("a", "b", "c"):
+                own = {**cell, "data": data, "model": model, "method": name}
+                settings = {"parts": parts, "variant": "residual", "bottleneck_dim": width}
+                place = tmp_path / f"{model}-{name}-{data}"
+                dice = [0.5 + number / 10, 0.6]
+                fake.FakeRun(place, dice, data=data, settings=settings, cell=own, sha256=sha256, model=model).write()
+    tables, rows = numbers_of(tmp_path)
+    charts = spider.spider_rows(tables[0])
+    assert {name: [(row.name, row.model) for row in chosen] for name, chosen in charts.items()} == {
+        "residual, on tiny": [("dense_v", "tiny"), ("dense_vl", "tiny"), ("dense_wide_vlc", "tiny")],
+        "residual, on big": [("dense_v", "big"), ("dense_vl", "big")],
+    }
+    with style.style():
+        figures = {item.name: (item, figure) for item, figure in draw.drawn(tables, rows, images=False)}
+    item, figure = next((i, f) for i, f in figures.values() if "on tiny" in i.caption and "spider" in i.name)
+    assert item.caption.startswith(
+        "V, VL and VLC of the dense adapter (residual, on tiny), dense with bottleneck_dim=64 alone"
+    )
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {
+        row.label for row in charts["residual, on tiny"]
+    }
+
+
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=12))
 def test_the_axes_of_the_spider_hold_their_values(values: list[float]) -> None:
     low, high = spider.scale_of(values)

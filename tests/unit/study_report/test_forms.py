@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import io
 import json
 import re
@@ -192,6 +194,11 @@ def test_the_page_asks_for_nothing_and_is_accessible(numbers: list[TableNumbers]
         sources = [attrs[name] or "" for _, attrs in page.tags for name in ("src", "href") if name in attrs]
         assert all(source.startswith(("data:", "#")) for source in sources)
         assert sum(tag == "script" for tag, _ in page.tags) == 1
+        (policy,) = [attrs["content"] or "" for _, attrs in page.tags if "http-equiv" in attrs]
+        (script,) = re.findall(r"<script>(.*?)</script>", text, re.S)
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"script-src 'sha256-{digest}';" in policy
+        assert "base-uri 'none'; form-action 'none'" in policy
         assert all(attrs.get("alt") for tag, attrs in page.tags if tag == "img")
         assert all(attrs.get("scope") in ("col", "row", "colgroup") for tag, attrs in page.tags if tag == "th")
         assert ("html", {"lang": "en"}) in page.tags
@@ -254,3 +261,21 @@ def test_the_summary_of_little(fake: ModuleType, tmp_path: Path) -> None:
     fake.FakeRun(tmp_path / "one", [float("nan")] * 2).write()
     fake.FakeRun(tmp_path / "two", [float("nan")] * 2, method="lora").write()
     assert "kvasir_polyp: no score yet." in summary_text(numbers_of(tmp_path))[0] or summary_text(numbers_of(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("leaking", "says", "not_says"),
+    [
+        ([0.8, 0.9], "+20.00 points of DSC on average: not evidence of better", "no higher"),
+        ([0.5, 0.6], "-10.00 points of DSC on average: the words may have been drawn", "not evidence"),
+        ([0.6, 0.7], "+0.00 points of DSC on average: the words may have been drawn", "not evidence"),
+    ],
+)
+def test_what_leaking_words_changed(
+    fake: ModuleType, tmp_path: Path, leaking: list[float], says: str, not_says: str
+) -> None:
+    fake.FakeRun(tmp_path / "plain", [0.6, 0.7]).write()
+    fake.FakeRun(tmp_path / "told", leaking, level="p6", train_level="p6", leaks=True).write()
+    text = summary_text(numbers_of(tmp_path))[-1]
+    assert says in text
+    assert not_says not in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +13,9 @@ import pytest
 from scipy import stats
 
 from vlsm_adapter.errors import UserError
-from vlsm_adapter.study_report.cells import cell_of
+from vlsm_adapter.study_report import numbers as numbers_module
+from vlsm_adapter.study_report.cells import average_cell, caption, cell_of, sizes
+from vlsm_adapter.study_report.data_forms import table_rows
 from vlsm_adapter.study_report.numbers import (
     TableNumbers,
     check_metrics,
@@ -58,8 +61,7 @@ SCORES = {
 def test_mean_deviation_rank_and_marks(fake: ModuleType, tmp_path: Path) -> None:
     found = computed(write(fake, tmp_path, SCORES))
     assert [row.label for row in found.table.rows] == ["Decoder only", "LoRA", "Dense"]
-    assert found.reference is not None
-    assert found.reference.name == "decoder_only"
+    assert [row.name for row in found.reference_rows] == ["decoder_only"]
     labels = {row.name: row.key for row in found.table.rows}
     for method, by_seed in SCORES.items():
         number = found.numbers[labels[method], "kvasir_polyp", "dice"]
@@ -130,7 +132,7 @@ def test_one_seed_has_no_deviation_and_one_method_no_rank(fake: ModuleType, tmp_
     found = computed(write(fake, tmp_path, {"dense": {1: [0.8, 0.6, 0.7]}}))
     number = found.numbers[found.table.rows[0].key, "kvasir_polyp", "dice"]
     assert (number.std, number.best, number.p) == (None, False, None)
-    assert found.reference is found.table.rows[0]
+    assert found.reference_rows == [found.table.rows[0]]
 
 
 def test_values_that_are_missing(fake: ModuleType, tmp_path: Path) -> None:
@@ -212,3 +214,66 @@ def test_names_that_are_not_there(fake: ModuleType, tmp_path: Path) -> None:
 def test_how_numbers_are_shown() -> None:
     assert displayed("dice", 0.81235) == "81.23"
     assert displayed("hd95", 54.018) == "54.02"
+
+
+def test_a_reference_per_base_model(fake: ModuleType, tmp_path: Path) -> None:
+    runs = {
+        "tiny": ("a" * 64, {"decoder_only": 0.5, "dense": 0.6}),
+        "big": ("b" * 64, {"decoder_only": 0.7, "dense": 0.9}),
+        "bare": ("c" * 64, {"lora": 0.8}),
+    }
+    for model, (sha256, methods) in runs.items():
+        for method, level in methods.items():
+            dice = [level, level - 0.01, level + 0.02]
+            fake.FakeRun(tmp_path / f"{model}-{method}", dice, method=method, model=model, sha256=sha256).write()
+    found = computed(tmp_path)
+    number = {(row.model, row.name): found.numbers[row.key, "kvasir_polyp", "dice"] for row in found.table.rows}
+    assert number["tiny", "dense"].difference == pytest.approx(0.1)
+    assert number["big", "dense"].difference == pytest.approx(0.2)
+    for place in (("bare", "lora"), ("tiny", "decoder_only"), ("big", "decoder_only")):
+        assert number[place].p is None
+    assert found.tests["dice"] == 2
+    assert "worse than Decoder only of the same base model" in caption(found)
+    assert "what is on a base model without it is not tested" in caption(found)
+    told = {(row["model"], row["method"]): row["reference"] for row in table_rows([found])}
+    assert told["big", "dense"] == "big: Decoder only"
+    assert told["bare", "lora"] == ""
+    # What is asked for is the reference of all.
+    found = computed(tmp_path, reference="big: Decoder only")
+    assert found.tests["dice"] == 4
+    assert "worse than big: Decoder only (" in caption(found)
+
+
+def test_as_many_permutations_as_comparisons_need(
+    fake: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = computed(write(fake, tmp_path, SCORES), permutations=10)
+    assert found.permutations == 2 * 20 / 0.05
+    assert computed(tmp_path, permutations=5000).permutations == 5000
+    assert "no difference can be significant" not in caption(found)
+    monkeypatch.setattr(numbers_module, "MAX_PERMUTATIONS", 30)
+    assert "with 30 permutations and so many comparisons no" in caption(computed(tmp_path, permutations=10))
+
+
+def test_averages_are_of_the_seeds_that_all_data_have(fake: ModuleType, tmp_path: Path) -> None:
+    write(fake, tmp_path, {"dense": {1: [0.8, 0.6], 2: [0.4, 0.4]}, "lora": {1: [0.1, 0.3], 2: [0.1, 0.5]}})
+    write(fake, tmp_path, {"dense": {1: [0.9, 0.7]}, "lora": {1: [0.1, 0.3], 2: [0.1, 0.5]}}, data="isic")
+    write(fake, tmp_path, {"shallow": {1: [0.9, 0.7]}, "ia3": {1: [0.5, 0.5], 2: [0.5, 0.6]}})
+    write(fake, tmp_path, {"shallow": {2: [0.9, 0.7]}, "ia3": {1: [0.5, 0.5], 2: [0.5, 0.6]}}, data="isic")
+    found = computed(tmp_path)
+    by_name = {row.name: row.key for row in found.table.rows}
+    assert found.average[by_name["dense"], "dice"]["mean"] == pytest.approx((0.7 + 0.8) / 2)
+    assert found.average[by_name["dense"], "dice"]["seeds"] == [1]
+    assert average_cell(found, by_name["dense"], "dice").seeds == 1
+    assert found.average[by_name["lora"], "dice"]["std"] == pytest.approx(statistics.stdev([0.2, 0.3]))
+    assert average_cell(found, by_name["lora"], "dice").seeds is None
+    assert (by_name["shallow"], "dice") not in found.average
+    assert "averages are over the seeds that every data set has" in caption(found)
+
+
+def test_cases_of_training_and_validation_are_told(fake: ModuleType, tmp_path: Path) -> None:
+    for number, val in enumerate((7, 9)):
+        fake.FakeRun(tmp_path / f"r{number}", [0.5, 0.6], seed=number).write()
+        splits = {"train": ["a"] * 30, "val": ["b"] * val}
+        (tmp_path / f"r{number}/data.json").write_text(json.dumps({"path": "/data/kvasir_polyp", "splits": splits}))
+    assert sizes(computed(tmp_path)) == "Cases: kvasir_polyp 2 (training 30, validation 7 to 9)."

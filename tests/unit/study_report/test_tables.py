@@ -94,3 +94,16 @@ def test_names_of_parts_of_labels() -> None:
     assert percent_or_cases("100%") == "all labels"
     assert fraction_size("10%") < fraction_size("50%") < fraction_size("20 cases")
     assert fraction_size("none") == 0
+
+
+def test_words_that_tell_of_empty_masks_are_in_the_title(fake: ModuleType, tmp_path: Path) -> None:
+    fake.FakeRun(tmp_path / "a", [0.5, 0.6], data="isic").write()
+    (table,), _, _ = arranged(tmp_path)
+    assert "(leak-free)" in table.title
+    fake.FakeRun(tmp_path / "b", [1.0, 0.6, 0.5], data="busi", empty=1).write()
+    fake.FakeRun(tmp_path / "c", [1.0, 1.0, 0.5], data="more", empty=2).write()
+    (table,), _, _ = arranged(tmp_path)
+    assert table.title.startswith("Prompt level p1 (words call 3 masks empty)")
+    assert "leak-free" not in table.title
+    assert table.reveals == {"busi": 1, "more": 2}
+    assert "busi: the words of 1 of 3 cases say that there is nothing to find." in table.notes

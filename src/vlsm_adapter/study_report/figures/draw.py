@@ -12,7 +12,7 @@ from vlsm_adapter.study_report.figures.costs import draw_costs
 from vlsm_adapter.study_report.figures.grid import draw_grid, strips_of
 from vlsm_adapter.study_report.figures.lines import draw_curves, draw_labels
 from vlsm_adapter.study_report.figures.pareto import draw_pareto, front_of, points_of
-from vlsm_adapter.study_report.figures.spider import draw_spider, spider_rows
+from vlsm_adapter.study_report.figures.spider import draw_spider, left_out, spider_rows
 from vlsm_adapter.study_report.figures.style import FORMATS, check_matplotlib, looks_of, saved, style
 from vlsm_adapter.study_report.naming import percent_or_cases
 from vlsm_adapter.study_report.numbers import TableNumbers
@@ -105,8 +105,11 @@ def _pareto_by_data(found: TableNumbers, title: str) -> FigureItem:
 
 def _spider(found: TableNumbers, rows: Sequence[Row], variant: str, name: str, title: str) -> FigureItem:
     whole = len(found.table.data) >= 3
-    text = f"V, VL and VLC of the {' and '.join(dict.fromkeys(row.method for row in rows))} adapter"
+    parts = [name.upper() for name in ("v", "vl", "vlc") if any(row.settings["parts"] == name for row in rows)]
+    text = f"{', '.join(parts[:-1])} and {parts[-1]} of the {' and '.join(dict.fromkeys(row.method for row in rows))} adapter"
     text += f" ({variant})" if variant else ""
+    for method, settings in left_out(found, rows).items():
+        text += f", {method} with {settings} alone" if settings else ""
     text += ", DSC in percent; every axis has its own scale, written beside it" if whole else ", DSC in percent"
     told = []
     for row in rows:

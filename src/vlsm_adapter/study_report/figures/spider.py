@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vlsm_adapter.study_report.figures.style import BLUE, COLUMN, GREEN, VERMILION, new_figure
-from vlsm_adapter.study_report.naming import display_name
+from vlsm_adapter.study_report.naming import settings_suffix
 from vlsm_adapter.study_report.numbers import TableNumbers
+from vlsm_adapter.study_report.results import canonical
 from vlsm_adapter.study_report.tables import Row
 
 if TYPE_CHECKING:
@@ -16,23 +17,58 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Colour says the parts, line and marker the adapter.
-_PARTS = {"v": ("V", BLUE), "vl": ("VL", GREEN), "vlc": ("VLC", VERMILION)}
+_PARTS = {"v": BLUE, "vl": GREEN, "vlc": VERMILION}
 _ADAPTERS = {"dense": ("-", "o"), "shallow": ("--", "s")}
 _RINGS = 4
+# Letters of a label that needs a line of the legend for itself.
+_WIDE = 24
 
 
 def spider_rows(found: TableNumbers) -> dict[str, list[Row]]:
     """Variant (``"residual"``, ``"published"``, ...) to the rows of its chart; those with two parts at least.
 
-    Of several rows with the same adapter, parts and variant (other widths, say) the first stands for them.
+    The rows of an adapter differ in their parts alone: of several groups of equal other settings (other widths, say) the
+    one with most parts stands, of equal ones the first. Where there are several base models each has its charts, named
+    after it too.
     """
-    chosen: dict[str, dict[tuple[str, str], Row]] = {}
+    charts: dict[tuple[str, str, str], dict[str, dict[tuple[str, str], dict[str, Row]]]] = {}
     for row in found.table.rows:
         parts = row.settings.get("parts")
         if row.method in _ADAPTERS and parts in _PARTS:
-            of_variant = chosen.setdefault(str(row.settings.get("variant", "")), {})
-            of_variant.setdefault((row.method, str(parts)), row)
-    return {variant: list(rows.values()) for variant, rows in chosen.items() if len({parts for _, parts in rows}) > 1}
+            others = canonical({name: value for name, value in row.settings.items() if name != "parts"})
+            # Of a run without a study the last part of the key is what differs in its training.
+            group = others, row.key[-1] if row.key[0] == "plain" else ""
+            model, digest = row.base
+            chart = charts.setdefault((str(row.settings.get("variant", "")), model, digest), {})
+            chart.setdefault(row.method, {}).setdefault(group, {}).setdefault(str(parts), row)
+    several = len({chart[1:] for chart in charts}) > 1
+    chosen: dict[str, list[Row]] = {}
+    for (variant, model, digest), by_method in charts.items():
+        groups = [max(of_method.values(), key=len) for of_method in by_method.values()]
+        if len({parts for group in groups for parts in group}) < 2:
+            continue
+        name = ", ".join(word for word in (variant, f"on {model}" if several else "") if word)
+        name = f"{name} ({digest[:6]})" if name in chosen else name
+        chosen[name] = [row for group in groups for row in group.values()]
+    return chosen
+
+
+def left_out(found: TableNumbers, rows: Sequence[Row]) -> dict[str, str]:
+    """Adapter to the settings that tell its ``rows`` from others of the table that could stand there, in words."""
+    told: dict[str, str] = {}
+    for row in rows:
+        differing = {
+            name
+            for other in found.table.rows
+            if (other.method, other.base) == (row.method, row.base)
+            and other.settings.get("parts") in _PARTS
+            and other.settings.get("variant") == row.settings.get("variant")
+            for name in other.settings.keys() | row.settings.keys()
+            if name != "parts" and other.settings.get(name) != row.settings.get(name)
+        }
+        if differing:
+            told[row.method] = settings_suffix(row.settings, frozenset(differing))
+    return told
 
 
 def draw_spider(found: TableNumbers, rows: Sequence[Row]) -> Figure | None:
@@ -97,7 +133,7 @@ def _web(found: TableNumbers, rows: Sequence[Row], data: Sequence[str]) -> Figur
             text = f"{low + (high - low) * ring / _RINGS:.0f}"
             axis.text(x, y, text, ha="center", va="center", fontsize=6, color="#444444", zorder=5, path_effects=halo)
     for row in rows:
-        label, colour = _PARTS[str(row.settings["parts"])]
+        colour = _PARTS[str(row.settings["parts"])]
         line, marker = _ADAPTERS[row.method]
         shares = [
             (value - low) / (high - low) for value, (low, high) in zip(_values(found, row, data), scales, strict=True)
@@ -105,9 +141,10 @@ def _web(found: TableNumbers, rows: Sequence[Row], data: Sequence[str]) -> Figur
         corners = [at(angle, max(0.0, share)) for angle, share in zip(angles, shares, strict=True)]
         axis.plot(
             *zip(*[*corners, corners[0]], strict=True), color=colour, ls=line, marker=marker, ms=3.6, lw=1.1, mew=0.8,
-            mfc=colour if line == "-" else "white", label=f"{display_name(row.method)} {label}", zorder=3,
+            mfc=colour if line == "-" else "white", label=row.label, zorder=3,
         )  # fmt: skip
-    figure.legend(loc="outside lower center", ncols=2 if len({row.method for row in rows}) == 2 else 3, columnspacing=2)
+    columns = 1 if max(len(row.label) for row in rows) > _WIDE else 2 if len({row.method for row in rows}) == 2 else 3
+    figure.legend(loc="outside lower center", ncols=columns, columnspacing=2)
     axis.margins(0.06)
     return figure
 
@@ -118,16 +155,14 @@ def _lines(found: TableNumbers, rows: Sequence[Row], data: Sequence[str]) -> Fig
     for axis, one in zip(axes, data, strict=True):
         shown = [row for row in rows if _dice(found, row, one) is not None]
         for place, row in enumerate(shown):
-            _, colour = _PARTS[str(row.settings["parts"])]
+            colour = _PARTS[str(row.settings["parts"])]
             line, marker = _ADAPTERS[row.method]
             number = found.numbers[row.key, one, "dice"]
             low, high = number.ci_low, number.ci_high
             if low is not None and high is not None:
                 axis.plot([100 * low, 100 * high], [place, place], color=colour, ls=line, lw=1)
             axis.plot([100 * (number.mean or 0)], [place], marker, color=colour, mfc=colour if line == "-" else "white")
-        axis.set_yticks(
-            range(len(shown)), [f"{display_name(r.method)} {_PARTS[str(r.settings['parts'])][0]}" for r in shown]
-        )
+        axis.set_yticks(range(len(shown)), [row.label for row in shown])
         axis.invert_yaxis()
         axis.grid(axis="y", visible=False)
         axis.set_title(one, loc="left")
