@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Hashable, Iterable, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,8 @@ class _Reader:
             "data": data, "models": models, "protocols": protocols, "seeds": seeds, "fractions": self._fractions(),
         }  # fmt: skip
         methods = {method.name: method for method in self._methods(axes, search)}
+        if search is not None and methods and not self.problems and not any(one.space for one in methods.values()):
+            self.problems.append("search: nothing is searched; give search.space, or a 'search' of methods")
         if not models and any(method.model is None for method in methods.values()):
             self.problems.append("models: is empty; name one, or give every method a model of its own")
         evaluate = self._evaluate()
@@ -193,9 +196,11 @@ class _Reader:
                 self.problems.append(f"{where}on: unknown key '{axis}': {nearest(str(axis), AXES)}")
                 continue
             there = list(axes[axis])
+            spelled = {str(one): one for one in there}
             picked = list(names) if isinstance(names, list | tuple) else [names]
             if axis == "fractions":
                 picked = [self._fraction(one, f"{where}on.fractions") for one in picked]
+            picked = [spelled.get(str(one), one) for one in picked]
             for one in picked:
                 if one not in there:
                     self.problems.append(
@@ -301,8 +306,11 @@ class _Reader:
     def _mapping(self, where: str, value: Any) -> dict[str, Any]:
         if value is None:
             return {}
-        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-            self.problems.append(f"{where}: must be a section of names, not {value!r}")
+        if not isinstance(value, Mapping):
+            self.problems.append(f"{where}: must be a section of names, 'NAME: ...', not {_shown(value)}")
+            return {}
+        if odd := [key for key in value if not isinstance(key, str)]:
+            self.problems.append(f"{where}: must be a section of names; put quotes around {_shown(odd[0])}")
             return {}
         return dict(value)
 
@@ -339,6 +347,12 @@ class _Reader:
             if str(value) in seen:
                 self.problems.append(f"{key}: '{value}' is listed twice")
             seen.add(str(value))
+
+
+def _shown(value: Any) -> str:
+    """``value`` as a message names it; what is long, shortened."""
+    text = str(value) if isinstance(value, date) else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _fixed(method: Method, key: str) -> bool:

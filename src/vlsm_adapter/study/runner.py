@@ -73,6 +73,10 @@ def compare(
     if plan.todo or plan.searching:
         check(plan, absent_is_wrong=True)
     busy = f"{out}: another 'vlsm compare' works on this study; wait for it or stop it"
+    try:
+        plan.folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be made ({error.strerror or error}); choose another --out") from error
     with files.locked(plan.folder.lock_file, busy):
         plan.folder.stop_file.unlink(missing_ok=True)
         files.write_text(plan.folder.study_file, absolute(plan.study).to_yaml())

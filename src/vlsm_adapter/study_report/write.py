@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from vlsm_adapter import files
-from vlsm_adapter.errors import ConfigError, UserError
+from vlsm_adapter.errors import ConfigError, UserError, nearest
 from vlsm_adapter.markdown import plural
 from vlsm_adapter.metrics.aggregate import DEFAULT_RESAMPLES
 from vlsm_adapter.study_report.data_forms import report_json, table_rows, to_csv
@@ -71,8 +71,8 @@ def write_study_report(
         n_boot: bootstrap resamples.
 
     Raises:
-        UserError: there is nothing to report on, two results of one cell and seed differ, a name is unknown, or the
-            folder cannot be written.
+        UserError: there is nothing to report on, two results of one cell and seed differ, a name or a split is unknown,
+            or the folder cannot be written.
     """
     chosen = check_metrics(metrics or DEFAULT_METRICS)
     folder = Path(out) if out is not None else Path(roots[0]) / "report"
@@ -85,6 +85,7 @@ def write_study_report(
             places.append(small_folder)
     found = find_results(places)
     results, notes = _gather(found, places)
+    _check_splits(results, splits)
     tables, rows, told = arrange(results, splits=splits or MAIN_SPLITS, common=common)
     notes += told
     if reference is not None:
@@ -134,6 +135,20 @@ def _gather(found: Found, places: Sequence[Path]) -> tuple[list[Result], list[st
             )
         raise UserError(f"{where}: no run folder and no result of a study below it; give a folder that holds some")
     return distinct(results)
+
+
+def _check_splits(results: Sequence[Result], wanted: Sequence[str] | None) -> None:
+    """Refuse to report on splits of which there is nothing.
+
+    Raises:
+        UserError: with the splits there are.
+    """
+    there = {result.split for result in results}
+    for split in wanted or ():
+        if split not in there:
+            raise UserError(f"--split '{split}': no result is of this split; {nearest(split, there)}")
+    if wanted is None and there.isdisjoint(MAIN_SPLITS):
+        raise UserError(f"no result is of split {' or '.join(MAIN_SPLITS)}: choose one with --split: {', '.join(sorted(there))}")
 
 
 def _draw(

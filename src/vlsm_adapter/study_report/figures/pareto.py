@@ -140,7 +140,8 @@ def _panel(axis: Axes, points: Sequence[Point], looks: Mapping[RowKey, Look]) ->
         axis.text(
             0.99, point.dice, point.label, transform=axis.get_yaxis_transform(), ha="right", va="bottom", fontsize=6, color=GREY
         )  # fmt: skip
-    axis.xaxis.set_major_locator(LogLocator(numticks=8))
+    steps = (1.0, 2.0, 5.0) if math.log10(high / low) < 1.5 else (1.0,)  # else a narrow range has one number
+    axis.xaxis.set_major_locator(LogLocator(subs=steps, numticks=8))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
     axis.xaxis.set_minor_formatter(NullFormatter())
 
@@ -152,7 +153,9 @@ def _label(axis: Axes, points: Sequence[Point], looks: Mapping[RowKey, Look]) ->
     figure: Any = axis.figure
     scale, renderer = 72 / figure.dpi, figure.canvas.get_renderer()
     window = axis.get_window_extent()
-    frame = Box(window.x0 * scale + 1, window.y0 * scale + 1, window.x1 * scale + 10, window.y1 * scale + 2)
+    # A label may reach a little beyond the axes, never beyond the page.
+    right = min(window.x1 * scale + 10, 72 * float(figure.get_size_inches()[0]) - 1)
+    frame = Box(window.x0 * scale + 1, window.y0 * scale + 1, right, window.y1 * scale + 2)
     places = [tuple(scale * float(v) for v in axis.transData.transform((p.parameters, p.dice))) for p in sized]
     texts = [axis.text(p.parameters, p.dice, p.label, fontsize=6) for p in sized]
     boxes = [text.get_window_extent(renderer) for text in texts]
