@@ -225,6 +225,9 @@ def report(
     """Tables and figures of a study; or report.md anew; or several evaluations with corrected paired tests."""
     from vlsm_adapter.study_report.reading import is_study
 
+    for folder in folders:
+        if not folder.exists():
+            raise UserError(f"{folder}: is not there; give a study, or a folder that 'vlsm evaluate' wrote")
     if any(is_study(folder) for folder in folders):
         if pairs != "first":
             raise UserError("--pairs compares evaluations; of a study every method is tested against --reference")

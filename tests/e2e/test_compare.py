@@ -132,6 +132,15 @@ def test_whatever_is_wrong_is_said_before_anything_starts(
     assert not out.exists()
 
 
+def test_a_folder_that_cannot_be_made_is_named(
+    vlsm: Callable, phantoms: Path, base_folder: Path, tmp_path: Path
+) -> None:
+    study = _study(tmp_path, phantoms, base_folder)
+    answer = vlsm("compare", study, "--out", study / "below-a-file")
+    assert answer.code == 2
+    assert f"{study / 'below-a-file'}: cannot be made" in answer.error
+
+
 def test_zero_shot_is_not_trained(vlsm: Callable, phantoms: Path, base_folder: Path, tmp_path: Path) -> None:
     answer = vlsm("train", "--data", phantoms, "--model", base_folder, "--adapter", "zero_shot", "-o", tmp_path / "run")
     assert answer.code == 2

@@ -66,7 +66,7 @@ def test_evaluations_are_reported_as_before_and_wrong_options_refused(vlsm: Call
         (("report", runs, "--pairs", "all"), "--reference"),
         (("report", runs, "--reference", "dense"), "allowed: Decoder only, Shallow, Zero-shot"),
         (("report", runs, "--metric", "dise"), "did you mean 'dice'"),
-        (("report", runs / "none"), "not an evaluation"),
+        (("report", runs / "none"), "none: is not there; give a study"),
     ):
         answer = vlsm(*wrong)
         assert answer.code == 2

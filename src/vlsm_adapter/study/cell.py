@@ -12,6 +12,7 @@ import contextlib
 import csv
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -221,7 +222,7 @@ def _watch(stop_file: Path | None) -> None:
 
 @contextlib.contextmanager
 def _alone(folder: CellFolder) -> Iterator[None]:
-    """The only process of this run; an earlier one that is about to stop is waited for."""
+    """The only process of this run; an earlier one that is about to stop is waited for, what it left is cleared away."""
     busy = f"{folder.path}: another process works on this run; wait for it or stop it"
     deadline = time.monotonic() + _LOCK_SECONDS
     with contextlib.ExitStack() as stack:
@@ -233,6 +234,8 @@ def _alone(folder: CellFolder) -> Iterator[None]:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(_POLL_SECONDS)
+        for leftover in folder.path.glob("evaluation/*/.new-*"):  # of an evaluation that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
         yield
 
 

@@ -75,8 +75,8 @@ def compare(
     busy = f"{out}: another 'vlsm compare' works on this study; wait for it or stop it"
     try:
         plan.folder.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be made ({error.strerror or error}); choose another --out") from error
+    except OSError as why:
+        raise UserError(f"{out}: cannot be made ({why.strerror or why}); choose another --out") from why
     with files.locked(plan.folder.lock_file, busy):
         plan.folder.stop_file.unlink(missing_ok=True)
         files.write_text(plan.folder.study_file, absolute(plan.study).to_yaml())

@@ -148,7 +148,8 @@ def _check_splits(results: Sequence[Result], wanted: Sequence[str] | None) -> No
         if split not in there:
             raise UserError(f"--split '{split}': no result is of this split; {nearest(split, there)}")
     if wanted is None and there.isdisjoint(MAIN_SPLITS):
-        raise UserError(f"no result is of split {' or '.join(MAIN_SPLITS)}: choose one with --split: {', '.join(sorted(there))}")
+        main = " or ".join(MAIN_SPLITS)
+        raise UserError(f"no result is of split {main}: choose with --split one of {', '.join(sorted(there))}")
 
 
 def _draw(

@@ -130,13 +130,25 @@ def test_all_problems_are_told_at_once_each_with_the_nearest_name(tmp_path: Path
         ("- a", "must hold sections"),
         ("", "must hold sections"),
         ("data: {a: {path: x}}\nmethods:\n  dense: {}\n  dense: {train: {lr: 1}}", "'dense' stands twice"),
-        ("data: {41: {path: x}}\nmethods: {dense: {}}", "must be a section of names"),
+        ("data: {41: {path: x}}\nmethods: {dense: {}}", "must be a section of names; put quotes around 41"),
+        ("data: {2020-01-01: {path: x}}\nmethods: {dense: {}}", "put quotes around 2020-01-01"),
+        ("data: [polyps]\nmethods: {dense: {}}", "data: must be a section of names, 'NAME: ...', not ['polyps']"),
+        ("data: {a: {path: x}}\nmethods: {dense: {}}\nsearch: {trials: 2}", "search: nothing is searched"),
         ("data: {a: {path: x}}\nmethods: [dense]", "must be a section of names"),
         ("data: {a: {path: x}}\nmethods: {dense: {variants: {v: 3}}}", "must be a section of names"),
     ],
 )
 def test_what_is_no_study_is_refused(text: str, says: str, tmp_path: Path) -> None:
     assert any(says in line for line in problems(tmp_path, text))
+
+
+def test_long_values_do_not_fill_the_message(tmp_path: Path) -> None:
+    assert len(max(problems(tmp_path, {**SMALL, "train": list(range(9999))}), key=len)) < 300 + len(str(tmp_path))
+
+
+def test_an_axis_is_restricted_by_numbers_and_by_their_spelling(tmp_path: Path) -> None:
+    values = {**SMALL, "seeds": [41, 42], "methods": {"dense": {"on": {"seeds": ["41", 42]}}}}
+    assert read(tmp_path, values).methods["dense"].only == {"seeds": (41, 42)}
 
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from vlsm_adapter.config import RunConfig
 from vlsm_adapter.console import Console
 from vlsm_adapter.errors import UserError
 from vlsm_adapter.study import processes
+from vlsm_adapter.study.cell import _alone
 from vlsm_adapter.study.config import Evaluation
 from vlsm_adapter.study.drive import Task, drive
 from vlsm_adapter.study.folder import CellFolder, Status, best_validation
@@ -60,6 +61,16 @@ def test_finished_is_what_is_on_disk(tmp_path: Path) -> None:
         assert len(folder.pending(CONFIG, wanted)) == 1
     (folder.path / "evaluation" / "test-p1" / "summary.json").write_text("{")
     assert not folder.finished(CONFIG, Evaluation(), trains=True)
+
+
+def test_what_a_killed_evaluation_left_is_cleared_away(tmp_path: Path) -> None:
+    folder = CellFolder(tmp_path)
+    evaluated(folder, "test", "p1")
+    left = tmp_path / "evaluation" / "test-p1" / ".new-abc" / "images"
+    left.mkdir(parents=True)
+    (left / ".example.png.tmp").write_text("half")
+    with _alone(folder):
+        assert [file.name for file in (tmp_path / "evaluation" / "test-p1").iterdir()] == ["summary.json"]
 
 
 def test_damaged_files_of_a_run_are_as_none(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import re
 import sys
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from vlsm_adapter.errors import ConfigError
 from vlsm_adapter.study_report.extras import costs_of, curves_of, heard_of
-from vlsm_adapter.study_report.figures import draw, grid, lines, pareto, spider, style
+from vlsm_adapter.study_report.figures import costs, draw, grid, lines, pareto, spider, style
 from vlsm_adapter.study_report.figures.draw import draw_all
 from vlsm_adapter.study_report.figures.labels import Box, leader, place_labels
 from vlsm_adapter.study_report.numbers import TableNumbers, compute
@@ -181,6 +182,28 @@ def test_the_axes_of_the_spider_hold_their_values(values: list[float]) -> None:
     assert low <= min(values)
     assert high >= max(values) or high == 100.0
     assert low < high <= 100
+
+
+def test_epochs_are_whole_and_short_runs_take_seconds(fake: ModuleType, tmp_path: Path) -> None:
+    fake.write_study(tmp_path, methods=("dense_v", "lora"), data=("isic",), seeds=(1,))
+    for file in tmp_path.rglob("metrics.csv"):
+        file.write_text("\n".join(file.read_text().splitlines()[:3]) + "\n")
+    for file in tmp_path.rglob("resources.json"):
+        values = json.loads(file.read_text())
+        values["train"]["seconds"] = 4.0
+        file.write_text(json.dumps(values))
+    tables, rows = numbers_of(tmp_path)
+    looks = style.looks_of(rows)
+    with style.style():
+        curves = lines.draw_curves(tables[0], looks)
+        bars = costs.draw_costs(costs_of(tables[0].table), looks)
+        assert curves is not None
+        assert bars is not None
+        curves.draw_without_rendering()
+    low, high = curves.axes[0].get_xlim()
+    assert [tick for tick in curves.axes[0].get_xticks() if low <= tick <= high] == [1, 2]
+    assert bars.axes[0].get_xlabel() == "training of a run (s)"
+    assert [text.get_text() for text in bars.axes[0].texts] == ["4", "4"]
 
 
 def test_two_data_sets_make_no_web(fake: ModuleType, tmp_path: Path) -> None:

@@ -136,6 +136,16 @@ def test_a_reference_that_is_no_method_writes_nothing(small_study: Path) -> None
     assert not (small_study / "report").exists()
 
 
+def test_a_split_without_results_writes_nothing(small_study: Path) -> None:
+    with pytest.raises(UserError, match="--split 'tset': no result is of this split; did you mean 'test'"):
+        write_study_report([small_study], splits=["tset"])
+    for summary in small_study.rglob("summary.json"):
+        summary.write_text(summary.read_text().replace('"split": "test"', '"split": "val"'))
+    with pytest.raises(UserError, match="no result is of split test or all: choose with --split one of val"):
+        write_study_report([small_study])
+    assert not (small_study / "report").exists()
+
+
 def test_unfinished_and_damaged_runs_are_in_the_report(fake: ModuleType, small_study: Path, tmp_path: Path) -> None:
     run = fake.FakeRun(small_study / "runs/half", [0.5, 0.6]).write()
     shutil.rmtree(run / "evaluation")

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def draw_costs(costs: Sequence[Cost], looks: Mapping[RowKey, Look]) -> Figure | None:
-    """Minutes of training a run, averaged over data sets and seeds, and peak memory; None where neither is known."""
+    """Time of training a run, averaged over data sets and seeds, and peak memory; None where neither is known."""
     panels: list[tuple[str, list[float | None]]] = []
     if any(cost.total is not None for cost in costs):
-        hours = max(cost.total or 0 for cost in costs) >= 6000
-        unit, size = ("h", 3600) if hours else ("min", 60)
+        longest = max(cost.total or 0 for cost in costs)
+        unit, size = ("h", 3600) if longest >= 6000 else ("min", 60) if longest >= 120 else ("s", 1)
         panels.append((f"training of a run ({unit})", [None if c.total is None else c.total / size for c in costs]))
     if any(cost.peak_memory is not None for cost in costs):
         panels.append(("peak memory (GB)", [None if c.peak_memory is None else c.peak_memory / 1e9 for c in costs]))

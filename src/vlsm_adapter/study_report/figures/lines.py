@@ -28,6 +28,8 @@ _MOST_DATA = 4  # panels side by side
 
 def draw_curves(found: TableNumbers, looks: Mapping[RowKey, Look]) -> Figure | None:
     """Validation Dice per epoch, mean and range over seeds; a column per data set, a line of panels per few methods."""
+    from matplotlib.ticker import MaxNLocator
+
     table = found.table
     curves = curves_of(table)
     data = [one for one in table.data if any(place == one for _, place in curves)][:_MOST_DATA]
@@ -40,6 +42,7 @@ def draw_curves(found: TableNumbers, looks: Mapping[RowKey, Look]) -> Figure | N
     for column, one in enumerate(data):
         axes[0][column].set_title(one, loc="left")
         axes[-1][column].set_xlabel("epoch")
+        axes[-1][column].xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
     for line, group in zip(axes, groups, strict=True):
         for axis, one in zip(line, data, strict=True):
             for row in rows:

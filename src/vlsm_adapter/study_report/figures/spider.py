@@ -163,7 +163,7 @@ def _lines(found: TableNumbers, rows: Sequence[Row], data: Sequence[str]) -> Fig
                 axis.plot([100 * low, 100 * high], [place, place], color=colour, ls=line, lw=1)
             axis.plot([100 * (number.mean or 0)], [place], marker, color=colour, mfc=colour if line == "-" else "white")
         axis.set_yticks(range(len(shown)), [row.label for row in shown])
-        axis.invert_yaxis()
+        axis.set_ylim(len(shown) - 0.5, -0.5)
         axis.grid(axis="y", visible=False)
         axis.set_title(one, loc="left")
     axes[-1].set_xlabel("DSC (%) with 95 % interval over cases")
