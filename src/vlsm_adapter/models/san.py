@@ -45,6 +45,7 @@ from torch.nn import functional as F
 from vlsm_adapter.errors import ModelError
 from vlsm_adapter.models import checkpoints, saving
 from vlsm_adapter.models.base import ImageFeatures, PromptSegmenter, Site, TextFeatures, TextSkip, weight_modules
+from vlsm_adapter.models.clip_blocks import BLOCK_SITES
 from vlsm_adapter.models.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing
 from vlsm_adapter.models.prompt_tokens import tokens_given
 from vlsm_adapter.models.san_parts.clip import CLIP, weight_of
@@ -56,15 +57,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SAN", "SANConfig"]
 
-# Sites of a transformer block and their modules, in the order of the computation.
-_BLOCK = (
-    ("query", "attn.q_proj"),
-    ("key", "attn.k_proj"),
-    ("value", "attn.v_proj"),
-    ("attn_out", "attn.out_proj"),
-    ("mlp_in", "mlp.c_fc"),
-    ("mlp_out", "mlp.c_proj"),
-)
 _VISUAL = "clip_model.visual"
 _SIDE = "side_adapter_network"
 _LEAST = 1e-30  # probability below which the logit, -69, goes no lower
@@ -234,7 +226,8 @@ class SAN(PromptSegmenter):
             for block in range(depth):
                 found.append(Site(f"{tower}.tokens", block, f"{tower}_tokens.{block}", width))
                 found += [
-                    Site(f"{tower}.{name}", block, f"{prefix}.resblocks.{block}.{part}", width) for name, part in _BLOCK
+                    Site(f"{tower}.{name}", block, f"{prefix}.resblocks.{block}.{part}", width)
+                    for name, part in BLOCK_SITES
                 ]
         for number in range(len(self.features_read)):
             found.append(Site("image.skip", number, f"image_skip.{number}", config.vision_width))
