@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from vlsm_adapter.adapters import tuner
 from vlsm_adapter.errors import UserError
+from vlsm_adapter.models.low_precision import computing
 
 if TYPE_CHECKING:
     from vlsm_adapter.models.base import ImageFeatures, PromptSegmenter, TextFeatures
@@ -54,12 +55,12 @@ def probability_at_size(logits: torch.Tensor, size: tuple[int, int]) -> np.ndarr
 
 @contextmanager
 def inferring(model: PromptSegmenter) -> Iterator[None]:
-    """Without gradients and in evaluation mode; modules that were in training mode are put back into it."""
+    """Without gradients, in evaluation mode, in the model's precision; modules that were in training mode are put back into it."""
     training = [module for module in model.modules() if module.training]
     if training:
         model.eval()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), computing(model):
             yield
     finally:
         for module in training:

@@ -11,6 +11,7 @@ from vlsm_adapter.config import TrainConfig
 from vlsm_adapter.errors import TrainingError
 from vlsm_adapter.models.base import PromptSegmenter
 
+AUTOCAST_TYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.3, 5  # of the paper
 
 

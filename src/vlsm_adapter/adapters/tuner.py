@@ -125,6 +125,13 @@ class SiteLayer(nn.Module, BaseTunerLayer):
         same = next(used.parameters()).dtype == next(self.base_layer.parameters()).dtype
         return used if same else self
 
+    def parted(self) -> tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor] | None]:
+        """The plain module that computes, and what bottlenecks do to its output; the layer itself where more happens."""
+        chosen = self._active()
+        if isinstance(self.base_layer, TextSkip) or any(name not in self.adapter_down for name in chosen):
+            return self.in_use, None
+        return self.base_layer, (partial(self._behind, chosen) if chosen else None)
+
     @property
     def tokens_given(self) -> int:
         """Learned tokens that the part in use gives at a ``tokens`` site."""
@@ -147,17 +154,20 @@ class SiteLayer(nn.Module, BaseTunerLayer):
             elif self.placement[name].part is not None:
                 computed = partial(self.adapter_part[name], computed)
         output = computed(x, *args, **kwargs)
+        if not isinstance(self.base_layer, TextSkip):
+            return self._behind([name for name in chosen if name in self.adapter_down], output)
         for name in chosen:
-            if name not in self.adapter_down:
-                continue
-            if isinstance(self.base_layer, TextSkip):
+            if name in self.adapter_down:
                 (state,) = args
                 change = self._change(name, state)
                 # The published code adds the adapter's whole output, its own skip included; that would move the
                 # start away from the base, so the other variants add the change alone.
                 output = output + (state + change if self.placement[name].activate_output else change)
-            else:
-                output = output + self._change(name, output)
+        return output
+
+    def _behind(self, chosen: list[str], output: torch.Tensor) -> torch.Tensor:
+        for name in chosen:
+            output = output + self._change(name, output)
         return output
 
     def _copied(self, name: str, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

@@ -76,6 +76,21 @@ def load_model(name: str | Path, dtype: str | torch.dtype = "auto") -> PromptSeg
     return models.get(family).from_pretrained(source, base_id, dtype)
 
 
+def base_folder(name: str | Path) -> Path:
+    """The folder that holds the files of a base model: its own, the package's, or the hub's cache.
+
+    Raises:
+        ModelError: it cannot be found, or has no files (text-free networks).
+    """
+    from vlsm_adapter.models import checkpoints
+
+    folder = _EMBEDDED.get(str(name), Path(name))
+    found = folder if folder.is_dir() else checkpoints.weights_folder(str(name))
+    if found is None or not checkpoints.weights_files(found):
+        raise ModelError(f"model '{name}': no folder with model.safetensors found; give its folder")
+    return found
+
+
 def embedded_models() -> list[str]:
     """Names of the models that come with the package."""
     return list(_EMBEDDED)

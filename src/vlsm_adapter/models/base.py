@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from vlsm_adapter.errors import ModelError
 from vlsm_adapter.models.preprocessing import Preprocessing
@@ -187,11 +188,15 @@ class PromptSegmenter(nn.Module, ABC):
         adapter_configs: adapter name to the configuration it was attached with (kept by ``adapters``).
         pretrained: False where the weights start at random: then all of them train, and there is no zero-shot.
         caution: what a user of the family must know, for adapter cards; mostly nothing.
+        inference_precision: what :mod:`.low_precision` made of it; ``"fp32"`` where nothing was.
+        checkpointing: whether training computes the inside of image blocks again instead of keeping it: less memory,
+            more time.
     """
 
     family: ClassVar[str]
     pretrained: ClassVar[bool] = True
     caution: ClassVar[str] = ""
+    can_checkpoint: ClassVar[bool] = False  # whether image blocks run through kept_or_again
 
     def __init__(
         self, base_id: str, preprocessing: Preprocessing, tokenizer: PreTrainedTokenizerBase | None = None
@@ -201,6 +206,8 @@ class PromptSegmenter(nn.Module, ABC):
         self.preprocessing = preprocessing
         self.tokenizer = tokenizer
         self.adapter_configs: dict[str, Any] = {}  # adapter name to the configuration it was attached with
+        self.inference_precision = "fp32"
+        self.checkpointing = False
         self._base_hash: str | None = None
         self._told_cut: set[str] = set()
 
@@ -387,6 +394,13 @@ class PromptSegmenter(nn.Module, ABC):
                 f"model '{self.base_id}' starts from random weights and knows nothing yet: train it first, with "
                 f"vlsm train --model {self.base_id} --adapter full"
             )
+
+    def kept_or_again(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        """``function(*inputs)``; with ``checkpointing`` what it computes inside is not kept for the backward pass but
+        computed again there (Chen et al., 2016, arXiv 1604.06174)."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(function, *inputs, use_reentrant=False)
+        return function(*inputs)
 
     def freeze(self) -> PromptSegmenter:
         """No parameter requires a gradient; evaluation mode. Returns the model."""

@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vlsm_adapter.errors import ModelError
+from vlsm_adapter.models.encoder_block import quick_gelu_mlp
 from vlsm_adapter.models.prompt_tokens import Insertion
 
 # Sites of a residual block and their modules, in the order of the computation.
@@ -99,8 +100,7 @@ class MLP(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., D) to (..., D)."""
-        out: torch.Tensor = self.c_proj(self.gelu(self.c_fc(x)))
-        return out
+        return quick_gelu_mlp(self.c_fc, self.c_proj, x, self.gelu)
 
 
 class ResidualBlock(nn.Module):
@@ -207,7 +207,8 @@ class TextTower(nn.Module):
         length = input_ids.shape[1]
         if not 1 <= length <= context:
             raise ModelError(f"prompts of {length} tokens: the model reads 1 to {context}; shorten them")
-        if input_ids.device.type == "cpu" and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < rows:
+        asks = input_ids.device.type == "cpu" and not torch.compiler.is_compiling()  # a traced graph asks no values
+        if asks and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < rows:
             raise ModelError(
                 f"token ids from {int(input_ids.min())} to {int(input_ids.max())}: the model knows 0 to {rows - 1}; "
                 "use the tokenizer it was trained with"

@@ -19,6 +19,7 @@ from torch import nn
 from vlsm_adapter.errors import ModelError
 from vlsm_adapter.models import checkpoints
 from vlsm_adapter.models.base import ImageFeatures, PromptSegmenter, Site, TextFeatures, TextSkip, weight_modules
+from vlsm_adapter.models.encoder_block import encoder_block
 from vlsm_adapter.models.preprocessing import Preprocessing
 from vlsm_adapter.models.prompt_tokens import Insertion, run_block, tokens_given
 
@@ -48,6 +49,7 @@ class CLIPSeg(PromptSegmenter):
     """
 
     family: ClassVar[str] = "clipseg"
+    can_checkpoint: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -107,7 +109,7 @@ class CLIPSeg(PromptSegmenter):
         tokens = hidden[:, :0]  # learned ones of prompt tuning; kept apart, the decoder never sees them
         for number, block in enumerate(vision.encoder.layers[: max(self.extract_layers) + 1]):
             tokens = self.image_tokens[number](tokens)
-            hidden, tokens = run_block(partial(block, attention_mask=None), hidden, tokens)
+            hidden, tokens = self.kept_or_again(run_block, partial(encoder_block, block, mask=None), hidden, tokens)
             if number in self.extract_layers:
                 read[number] = hidden
         return ImageFeatures(tuple(read[number] for number in self.extract_layers), (height // patch, width // patch))
@@ -147,7 +149,7 @@ class CLIPSeg(PromptSegmenter):
         for number, block in enumerate(text.encoder.layers):
             if insertion is not None and number:
                 hidden = insertion.update(hidden, self.text_tokens[number])
-            hidden = block(hidden, attention_mask=mask)
+            hidden = encoder_block(block, hidden, mask)
             if number in self.extract_layers:
                 states[number] = hidden[rows, end]
         pooled = text.final_layer_norm(hidden[rows, end])

@@ -1,0 +1,113 @@
+"""Prediction in 8 and 16 bits: near the float32 answer, adapters as before, and clear words where it cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from vlsm_adapter import Predictor, attach
+from vlsm_adapter.adapters import adapter_config, tuner
+from vlsm_adapter.errors import ModelError
+from vlsm_adapter.models.clipseg import CLIPSeg
+from vlsm_adapter.models.low_precision import Int8Linear, cast_frozen, lower_precision
+
+Build = Callable[..., CLIPSeg]
+IMAGE = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+
+
+def adapted(model: CLIPSeg, method: str = "dense") -> CLIPSeg:
+    torch.manual_seed(1)
+    attach(model, adapter_config(method))
+    for value in model.parameters():
+        if value.requires_grad:
+            nn.init.normal_(value.data, std=0.05)
+    return model
+
+
+def asked(model: CLIPSeg) -> np.ndarray:
+    predictor = Predictor(model)
+    predictor.set_image(IMAGE)
+    return predictor.probabilities(["polyp", "a small round tumor"])
+
+
+@pytest.mark.parametrize("rows", [1, 17])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_map_in_8_bits(rows: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(96, 40, bias=bias)
+    x = torch.randn(2, rows, 96)
+    got, expected = Int8Linear(linear)(x), linear(x)
+    assert got.shape == expected.shape
+    assert (got - expected).norm() / expected.norm() < 0.02
+    assert not torch.equal(got, expected)  # it is in 8 bits
+    assert Int8Linear(linear)(x.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("precision", ["int8", "bf16"])
+@pytest.mark.parametrize("method", ["dense", "shallow", "decoder_only"])
+def test_answers_are_near_those_of_float32(model: CLIPSeg, method: str, precision: str) -> None:
+    adapted(model, method)
+    expected = asked(model)
+    told = lower_precision(model, precision)
+    assert told.startswith(precision)
+    got = asked(model)
+    assert got.dtype == np.float32
+    assert not np.array_equal(got, expected)
+    assert np.abs(got - expected).max() < 0.05
+    with tuner.disabled(model):
+        assert not np.array_equal(asked(model), got)  # the adapter still switches
+
+
+def test_every_linear_map_of_the_encoders_is_converted_beside_bottlenecks(model: CLIPSeg) -> None:
+    adapted(model)
+    told = lower_precision(model, "int8")
+    count, total = (int(word) for word in told.split() if word.isdigit())
+    assert count == total > 20
+    left = [type(layer) for layer in model.clipseg.clip.vision_model.encoder.layers[0].modules()]
+    assert Int8Linear in left
+
+
+def test_layers_whose_weights_a_method_reads_stay(model: CLIPSeg) -> None:
+    adapted(model, "dora")
+    told = lower_precision(model, "int8")
+    count, total = (int(word) for word in told.split() if word.isdigit())
+    assert 0 < count < total
+
+
+def test_nothing_to_convert_is_said(model: CLIPSeg) -> None:
+    adapted(model, "full")
+    with pytest.raises(ModelError, match=r"none of the .* use 'fp32' or 'bf16'"):
+        lower_precision(model, "int8")
+
+
+def test_weights_are_cast_once_to_what_autocast_computes(model: CLIPSeg) -> None:
+    adapted(model)
+    images, ids = torch.randn(1, 3, 32, 32), torch.tensor([[48, 5, 49]])
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(images, ids)
+        cast_frozen(model, torch.bfloat16)
+        assert torch.equal(model(images, ids), expected)
+    kinds = {value.dtype for value in model.parameters() if value.requires_grad}
+    assert kinds == {torch.float32}  # what trains keeps its small steps
+    assert model.clipseg.clip.vision_model.encoder.layers[0].mlp.fc1.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("precision", "message"),
+    [("int4", "allowed: fp32, bf16, fp16, int8"), ("fp16", "not for a CPU: use 'bf16' or 'int8'")],
+)
+def test_what_cannot_be_is_said(new_model: Build, precision: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        lower_precision(new_model(), precision)
+
+
+def test_only_one_conversion(new_model: Build) -> None:
+    model = new_model()
+    assert lower_precision(model, "fp32") == "fp32"
+    lower_precision(model, "bf16")
+    with pytest.raises(ModelError, match="in bf16 already"):
+        lower_precision(model, "int8")
