@@ -13,6 +13,8 @@ from pathlib import Path
 _SLUG_LENGTH = 40
 # Bytes of a name before our endings; file systems stop at 255.
 _STEM_BYTES = 150
+# What stands beside a mask, or in place of the masks of all prompts.
+_BESIDE = ("", "_probability", "_overlay", "_labels", "_contours")
 _PLAIN = re.compile(r"[a-z0-9]+( [a-z0-9]+)*")
 
 
@@ -43,25 +45,45 @@ def image_names(images: Sequence[Path]) -> list[str]:
 def output_names(images: Sequence[Path], prompts: Sequence[str]) -> list[list[str]]:
     """Base names of the outputs, one list per image with one name per prompt, none of which begins another's files.
 
-    One prompt: the image's name. Several: ``NAME__SLUG``. A base name also reserves ``NAME_probability`` and
-    ``NAME_overlay``.
+    One prompt: the image's name. Several: ``NAME__SLUG``. Each base name also reserves those with the endings of
+    ``_BESIDE``.
     """
+    return [list(bases) for _, bases in stack_names(images, prompts)]
+
+
+def stack_names(sources: Sequence[Path], prompts: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
+    """For each source its name, for files about all prompts, and the base names of :func:`output_names`."""
     slugs = [prompt_slug(prompt) for prompt in prompts]
-    bases = [[name] if len(prompts) == 1 else [f"{name}__{slug}" for slug in slugs] for name in image_names(images)]
-    reserved = Counter(file.casefold() for row in bases for base in row for file in _files_of(base))
-    return [
-        [
-            f"{base}_{_hash(f'{os.fsdecode(image)}|{prompt}', 5)}"
-            if any(reserved[file.casefold()] > 1 for file in _files_of(base))
-            else base
-            for base, prompt in zip(row, prompts, strict=True)
-        ]
-        for image, row in zip(images, bases, strict=True)
-    ]
+    names = image_names(sources)
+    bases = [(name,) if len(prompts) == 1 else tuple(f"{name}__{slug}" for slug in slugs) for name in names]
+    reserved = Counter(
+        file for name, own in zip(names, bases, strict=True) for file in {*_files_of(name), *_all_files(own)}
+    )
+
+    def shared(base: str) -> bool:
+        return any(reserved[file] > 1 for file in _files_of(base))
+
+    found = []
+    for source, name, own in zip(sources, names, bases, strict=True):
+        path = os.fsdecode(source)
+        found.append(
+            (
+                f"{name}_{_hash(path, 5)}" if shared(name) else name,
+                tuple(
+                    f"{base}_{_hash(f'{path}|{prompt}', 5)}" if shared(base) else base
+                    for base, prompt in zip(own, prompts, strict=True)
+                ),
+            )
+        )
+    return found
 
 
-def _files_of(base: str) -> tuple[str, str, str]:
-    return base, f"{base}_probability", f"{base}_overlay"
+def _files_of(base: str) -> list[str]:
+    return [f"{base}{ending}".casefold() for ending in _BESIDE]
+
+
+def _all_files(bases: Sequence[str]) -> set[str]:
+    return {file for base in bases for file in _files_of(base)}
 
 
 def _where_shared(names: list[str], longer: object) -> list[str]:

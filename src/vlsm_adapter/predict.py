@@ -10,14 +10,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
 
-from vlsm_adapter.adapters.folder import CONFIG_NAME, load_adapter, read_manifest
+from vlsm_adapter.adapters.folder import CONFIG_NAME, FILES, load_adapter, read_manifest
+from vlsm_adapter.adapters.hub import local_folder
 from vlsm_adapter.data.images import read_image
 from vlsm_adapter.errors import AdapterError, UserError
 from vlsm_adapter.inference import (
@@ -30,6 +33,7 @@ from vlsm_adapter.inference import (
     weights_in_use,
 )
 from vlsm_adapter.models import load_model
+from vlsm_adapter.models.low_precision import lower_precision
 from vlsm_adapter.predict_files import PredictReport, predict_files
 from vlsm_adapter.run_folder import RunFolder
 from vlsm_adapter.types import Prediction
@@ -42,6 +46,52 @@ __all__ = ["PredictReport", "Predictor", "adapter_folder", "predict_files"]
 DEFAULT_THRESHOLD = 0.5
 
 
+@dataclass(frozen=True)
+class Maps(Sequence[npt.NDArray[np.float32]]):
+    """Probability maps of one image, each float32 (H, W), computed anew at every access: only one is in memory.
+
+    Attributes:
+        logits: float32 (P, h, w), at the network's resolution.
+        size: (H, W).
+    """
+
+    logits: torch.Tensor
+    size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        return probability_at_size(self.logits[index], self.size)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a predictor was loaded from, by which another process loads the same.
+
+    Attributes:
+        path: adapter folder, run or hub id; or the base model, of one without adapter.
+        zero_shot: whether there is no adapter.
+        base: where the base model is, if not where the adapter says.
+        folder: the adapter folder on this machine; None without adapter.
+        precision: what it computes in.
+    """
+
+    path: str
+    zero_shot: bool = False
+    base: str | None = None
+    folder: Path | None = None
+    precision: str = "fp32"
+
+    def load(self, threshold: float) -> Predictor:
+        """The same predictor on the device of this process."""
+        if self.zero_shot:
+            return Predictor.zero_shot(self.path, threshold=threshold, precision=self.precision)
+        return Predictor.load(self.path, base=self.base, threshold=threshold, precision=self.precision)
+
+
 class Predictor:
     """A model that holds one image and answers prompts about it.
 
@@ -52,12 +102,16 @@ class Predictor:
         model: with or without an adapter, on any device. Its training mode is left as it is.
         threshold: probability above which a pixel is foreground.
 
+    Attributes:
+        origin: what it was loaded from; None where the model came from memory.
+
     Raises:
         UserError: the threshold is not from 0 to 1.
     """
 
     def __init__(self, model: PromptSegmenter, threshold: float = DEFAULT_THRESHOLD) -> None:
         self.model = model
+        self.origin: Origin | None = None
         self.threshold = check_threshold(threshold)
         self._texts = TextCache(model)
         self._pixels: torch.Tensor | None = None  # (1, 3, h, w), kept for when the adapter changes
@@ -73,18 +127,21 @@ class Predictor:
         base: str | Path | None = None,
         device: str | torch.device | None = None,
         threshold: float | None = None,
+        precision: str = "fp32",
     ) -> Predictor:
         """Load an adapter onto its base model.
 
         Args:
-            path: an adapter folder, or a run folder (its best adapter).
+            path: an adapter folder, a run folder (its best adapter), or a hub id ``OWNER/NAME[@REVISION]``.
             base: where the base model is now, if not where the adapter says.
             device: by default the GPU where there is one.
             threshold: by default the one the adapter was saved with.
+            precision: ``fp32``; ``int8`` on a CPU, ``bf16``, ``fp16`` on a GPU: faster, not the same to the last digit
+                (docs/performance.md).
 
         Raises:
             AdapterError: no adapter there, a damaged one, or one for another base.
-            ModelError: the base cannot be loaded.
+            ModelError: the base cannot be loaded, or cannot compute in that precision.
             UserError: threshold or device cannot be used.
         """
         folder = adapter_folder(path)
@@ -92,11 +149,20 @@ class Predictor:
         if threshold is None:
             threshold = read_manifest(folder).info.threshold
         threshold = check_threshold(threshold)
-        return cls(load_adapter(folder, base=base).to(chosen), threshold)
+        model = load_adapter(folder, base=base).to(chosen)
+        lower_precision(model, precision)
+        loaded = cls(model, threshold)
+        loaded.origin = Origin(str(path), base=None if base is None else str(base), folder=folder, precision=precision)
+        return loaded
 
     @classmethod
     def zero_shot(
-        cls, model: str | Path, *, device: str | torch.device | None = None, threshold: float = DEFAULT_THRESHOLD
+        cls,
+        model: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        threshold: float = DEFAULT_THRESHOLD,
+        precision: str = "fp32",
     ) -> Predictor:
         """A base model as it is, without an adapter.
 
@@ -104,16 +170,21 @@ class Predictor:
             model: ``"tiny"``, a folder, or a hub id.
             device: by default the GPU where there is one.
             threshold: probability above which a pixel is foreground.
+            precision: as of :meth:`load`.
 
         Raises:
-            ModelError: the model cannot be loaded.
+            ModelError: the model cannot be loaded, or cannot compute in that precision.
             UserError: threshold or device cannot be used.
         """
         chosen = choose_device(device)
         threshold = check_threshold(threshold)
         base = load_model(model)
         base.require_pretrained()
-        return cls(base.to(chosen), threshold)
+        base = base.to(chosen)
+        lower_precision(base, precision)
+        loaded = cls(base, threshold)
+        loaded.origin = Origin(str(model), zero_shot=True, precision=precision)
+        return loaded
 
     def set_image(self, image: np.ndarray | Image.Image | str | Path) -> None:
         """Encode an image; prompts are about it from now on.
@@ -186,6 +257,25 @@ class Predictor:
             logits = decode(self.model, self._features, self._texts(texts), [0] * len(texts))
         return self._at_native_size(texts, logits, self._size, chosen)
 
+    def maps(self, pixels: torch.Tensor, sizes: Sequence[tuple[int, int]], prompts: Sequence[str]) -> list[Maps]:
+        """Answers about several images in one pass; the image that is set stays.
+
+        Args:
+            pixels: float32 (B, 3, h, w), as ``model.preprocess`` makes them.
+            sizes: (H, W) of each image.
+            prompts: P texts, asked of every image.
+
+        Raises:
+            UserError: no prompts.
+        """
+        texts = check_prompts(prompts)
+        with inferring(self.model):
+            self._notice_weights()
+            features = self.model.encode_image(pixels.to(device=self.model.device, dtype=self.model.dtype))
+            index = [image for image in range(len(sizes)) for _ in texts]
+            logits = decode(self.model, features, self._texts(texts * len(sizes)), index)
+        return [Maps(one, size) for one, size in zip(logits.split(len(texts)), sizes, strict=True)]
+
     def _at_native_size(
         self, texts: list[str], logits: torch.Tensor, size: tuple[int, int], threshold: float
     ) -> Iterator[Prediction]:
@@ -195,24 +285,28 @@ class Predictor:
 
     def _refresh(self) -> None:
         """Encode the image if it is new or the weights in use are others than before."""
-        weights = weights_in_use(self.model)
-        if weights != self._weights:
-            self._texts.clear()
-            self._features = None
-            self._weights = weights
+        self._notice_weights()
         if self._features is None:
             assert self._pixels is not None
             self._pixels = self._pixels.to(device=self.model.device, dtype=self.model.dtype)
             self._features = self.model.encode_image(self._pixels)
 
+    def _notice_weights(self) -> None:
+        """Forget what was computed with other weights than those in use."""
+        weights = weights_in_use(self.model)
+        if weights != self._weights:
+            self._texts.clear()
+            self._features = None
+            self._weights = weights
+
 
 def adapter_folder(path: str | Path) -> Path:
-    """The adapter folder at ``path``, or that of the run at ``path``.
+    """The adapter folder at ``path``, that of the run at ``path``, or that of a hub id, fetched to the hub's cache.
 
     Raises:
         AdapterError: there is none.
     """
-    folder = Path(path)
+    folder = local_folder(path, FILES)
     run = RunFolder(folder)
     if (folder / CONFIG_NAME).is_file():
         return folder

@@ -7,6 +7,7 @@ whatever a damaged file makes the decoder raise becomes one ``DataError`` that n
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import warnings
 from collections.abc import Iterator
@@ -21,16 +22,25 @@ from vlsm_adapter.types import Record
 
 # Pillow's own limit against decompression bombs, twice 256 MiB of RGB; we hold to it whatever the process has set.
 MAX_PIXELS = 178_956_970
+MAX_PAGES = 100_000
 # A list, because Pillow also opens formats that start other programs (EPS) or may run long (fonts, videos).
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "DIB", "GIF", "WEBP", "PPM", "JPEG2000", "TGA")
 _LOSSY = frozenset({"JPEG", "MPO", "WEBP", "JPEG2000"})
 _EXIF_ORIENTATION = 0x0112
 
 
-def read_image(path: str | os.PathLike[str], *, at_least: tuple[int, int] | None = None) -> np.ndarray:
+def read_image(
+    path: str | os.PathLike[str],
+    *,
+    at_least: tuple[int, int] | None = None,
+    content: bytes | None = None,
+    most_pixels: int = MAX_PIXELS,
+    page: int = 0,
+) -> np.ndarray:
     """An image file as uint8 (H, W, 3) RGB, at its native size, upright.
 
-    EXIF orientation is applied. Transparent parts are laid on black. Of an animation the first frame is taken.
+    EXIF orientation is applied. Transparent parts are laid on black. Of an animation the first frame is taken, of a file
+    of several pages ``page``.
     Single-channel images with more than 8 bits are windowed linearly from their own smallest to their largest
     value; where all values fit 8 bits they are kept, and floating point from 0 to 1 is scaled to 0..255.
 
@@ -39,11 +49,17 @@ def read_image(path: str | os.PathLike[str], *, at_least: tuple[int, int] | None
         at_least: (h, w) that suffices: a JPEG is decoded at a half, quarter or eighth of its size (in its own frequency
             domain, several times faster) as long as that is no smaller than this. Give twice the size that the image
             will be resized to: the result is then within a grey level, on average, of that from the native size.
+        content: the file's bytes, where they are in memory; ``path`` is then only what messages call it.
+        most_pixels: refuse more, where that is less than 178,956,970.
+        page: of a TIFF, from 0; :func:`page_sizes` counts them.
 
     Raises:
-        DataError: missing, empty, truncated, not an image, or larger than 178,956,970 pixels.
+        DataError: missing, empty, truncated, not an image, or larger than ``most_pixels``.
     """
-    with _opened(Path(path)) as picture:
+    with _opened(Path(path), content, min(most_pixels, MAX_PIXELS)) as picture:
+        if page:
+            picture.seek(page)
+            _check_size(path, picture.size, min(most_pixels, MAX_PIXELS))
         if at_least is not None and picture.format == "JPEG":
             turned = picture.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
             picture.draft(None, at_least if turned else at_least[::-1])
@@ -127,6 +143,26 @@ def header_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         return (height, width) if turned else (width, height)
 
 
+def page_sizes(path: str | os.PathLike[str]) -> list[tuple[int, int]]:
+    """(width, height) of every page of a TIFF file, from the headers alone; of another file those of its one picture.
+
+    Raises:
+        DataError: as ``read_image``, as far as the headers show; or more than ``MAX_PAGES`` pages.
+    """
+    with _opened(Path(path)) as picture:
+        sizes = [picture.size]
+        if picture.format != "TIFF":
+            return sizes
+        while True:
+            if len(sizes) > MAX_PAGES:  # the pages are a chain, which a made-up file makes as long as it likes
+                raise DataError(f"{path}: more than {MAX_PAGES} pages: split the file")
+            try:
+                picture.seek(len(sizes))
+            except EOFError:
+                return sizes
+            sizes.append(picture.size)
+
+
 def check_same_size(record: Record, image: tuple[int, int], mask: tuple[int, int]) -> None:
     """Compare the (width, height) of a case's image and mask.
 
@@ -143,27 +179,24 @@ def check_same_size(record: Record, image: tuple[int, int], mask: tuple[int, int
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path, content: bytes | None = None, most_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """The open file; every way in which decoding fails, also in the body of the ``with``, becomes a DataError."""
     try:
-        if not path.is_file():
+        if content is None and not path.is_file():
             what = "is a folder, not an image" if path.is_dir() else "no such file"
             raise DataError(f"{path}: {what}: check the path")
-        if path.stat().st_size == 0:
+        if not (path.stat().st_size if content is None else content):
             raise DataError(f"{path}: is empty (0 bytes): fetch the file again")
         with warnings.catch_warnings():
             # Pillow warns from half our limit on, and about oddities in metadata that change no pixel.
             warnings.simplefilter("ignore")
             # A stream, not the path: Pillow (seen in 13.0) maps an uncompressed TIFF by its path with rows and columns
             # swapped when its orientation turns it by a quarter.
-            with path.open("rb") as stream, Image.open(stream, formats=FORMATS) as picture:
-                width, height = picture.size
-                if width * height > MAX_PIXELS:
-                    raise DataError(
-                        f"{path}: {width} x {height} pixels; at most {MAX_PIXELS} are read: make the image smaller"
-                    )
-                if width == 0 or height == 0:
-                    raise DataError(f"{path}: has no pixels ({width} x {height}): fetch the file again")
+            with (
+                path.open("rb") if content is None else io.BytesIO(content) as stream,
+                Image.open(stream, formats=FORMATS) as picture,
+            ):
+                _check_size(path, picture.size, most_pixels)
                 yield picture
     except DataError:
         raise
@@ -181,6 +214,14 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         # Decoders raise nearly anything on damaged files (OSError, SyntaxError, struct.error, ...).
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise DataError(f"{path}: cannot be decoded ({reason}): damaged or truncated; fetch the file again") from None
+
+
+def _check_size(path: str | os.PathLike[str], size: tuple[int, int], most_pixels: int) -> None:
+    width, height = size
+    if width * height > most_pixels:
+        raise DataError(f"{path}: {width} x {height} pixels; at most {most_pixels} are read: make the image smaller")
+    if width == 0 or height == 0:
+        raise DataError(f"{path}: has no pixels ({width} x {height}): fetch the file again")
 
 
 def _to_8_bit(values: np.ndarray) -> np.ndarray:

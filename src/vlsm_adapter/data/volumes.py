@@ -109,6 +109,7 @@ class Volume:
         affine: float64 (4, 4), voxel indices to world coordinates in mm.
         oriented: whether the header says how the axes lie in the body.
         pixel_size: see the function of that name.
+        header: as nibabel has it.
 
     Raises:
         DataError: missing, empty, truncated, not NIfTI, too large, more than four axes, colour or complex voxels, or axes
@@ -128,6 +129,7 @@ class Volume:
             scale = _mm_per_unit(header)
             self.pixel_size = _pixel_size(header)
         self._file = file
+        self.header = header
         self.shape, self.frames = self._axes(shape)
         self.affine = _with_thickness(np.diag([scale, scale, scale, 1.0]) @ affine, self.shape)
         self._check_grid()

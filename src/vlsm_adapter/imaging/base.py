@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 Kind = Literal["picture", "pages", "frames", "nifti", "dicom"]
+Form = Literal["auto", "png", "tiff", "nifti", "seg"]
+FORMS: tuple[Form, ...] = ("auto", "png", "tiff", "nifti", "seg")
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Stack(ABC):
         size: (H, W) of every picture, as shown (EXIF orientation applied, NIfTI planes as in radiology).
         count: number of pictures.
         spacing: None where the files do not say: areas are then in pixels only.
+        notes: what the user should know about it, a line each; may grow as pictures are read.
     """
 
     kind: Kind
@@ -60,6 +64,7 @@ class Stack(ABC):
     size: tuple[int, int]
     count: int
     spacing: Spacing | None
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def picture(self, index: int) -> npt.NDArray[np.uint8]:
@@ -68,3 +73,66 @@ class Stack(ABC):
         Raises:
             DataError: it cannot be read; the message names the file.
         """
+
+    def resident_bytes(self) -> int:
+        """Memory that reading holds besides the picture at hand, until :meth:`close`: that of a volume's voxels."""
+        return 0
+
+    def close(self) -> None:  # noqa: B027 (most hold nothing)
+        """Let go of what reading holds; a picture asked for later is read anew."""
+
+
+@dataclass(frozen=True)
+class PictureAnswer:
+    """What the model says about one picture of a stack.
+
+    Attributes:
+        index: of the picture in its stack.
+        picture: uint8 (H, W, 3), as the model was shown it.
+        maps: P probability maps, each float32 (H, W) in [0, 1], in the order of the prompts. A map may be computed anew
+            at every access, so that only one map of a large picture is in memory.
+    """
+
+    index: int
+    picture: npt.NDArray[np.uint8]
+    maps: Sequence[npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """What is written of the answers, and in which form.
+
+    Attributes:
+        form: ``"auto"`` answers in kind: NIfTI for NIfTI, DICOM SEG for DICOM, TIFF for pages, PNG for the rest.
+        threshold: probability above which a pixel is foreground.
+        compete: prompts compete for every pixel: a softmax over them and the background, whose logit is 0.
+        probabilities, overlays, contours: also probability maps, pictures of mask on image, outlines as GeoJSON.
+        largest_component: keep only the largest connected component of each mask.
+        fill_holes: fill what a mask encloses.
+        min_size: connected components smaller than this are removed.
+        min_size_mm: whether ``min_size`` is in mm2 of a picture and mm3 of a volume, instead of pixels and voxels.
+    """
+
+    form: Form = "auto"
+    threshold: float = 0.5
+    compete: bool = False
+    probabilities: bool = False
+    overlays: bool = False
+    contours: bool = False
+    largest_component: bool = False
+    fill_holes: bool = False
+    min_size: float = 0.0
+    min_size_mm: bool = False
+
+
+@dataclass(frozen=True)
+class OutputNames:
+    """File names of one stack's answers, without ending, which no other stack's answers share.
+
+    Attributes:
+        stack: for files about all prompts.
+        prompts: one for each prompt; with a single prompt that of the stack.
+    """
+
+    stack: str
+    prompts: tuple[str, ...]
