@@ -60,6 +60,7 @@ class DataConfig:
             XDG_CACHE_HOME or VLSM_CACHE_DIR say). Off unless asked for: it holds copies of the images.
         cache_gb: bound of that folder.
         augment: ``none``, ``light`` or ``medium`` random changes of training samples; never of validation and test.
+        val_path: validate on the val split of this other data; all cases of ``path`` without a split of their own train.
     """
 
     path: str = ""
@@ -77,6 +78,7 @@ class DataConfig:
     cache_dir: str = "off"
     cache_gb: float = field(default=10.0, metadata=_between(0, 1e6))
     augment: str = field(default="none", metadata=_one_of(*AUGMENTATIONS))
+    val_path: str | None = None
 
     def division(self, split: str | None = None) -> Division:
         """Which case is in which split; for a ``split`` other than train and all, without the subset of train.
@@ -88,7 +90,7 @@ class DataConfig:
 
         return Division(
             seed=self.split_seed,
-            fractions=self.fractions,
+            fractions=self.fractions if self.val_path is None else (1.0, 0.0, 0.0),
             split_file=self.split_file,
             fold=self.fold,
             subset=self.subset,
@@ -111,10 +113,19 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class AdapterSection:
-    """The method and its settings, e.g. ``method: dense``, ``settings: {parts: vlc, bottleneck_dim: 64}``."""
+    """The method and its settings, e.g. ``method: dense``, ``settings: {parts: vlc, bottleneck_dim: 64}``.
+
+    Attributes:
+        method, settings: as ``vlsm adapters`` lists them.
+        resume_from: adapter folder, or hub id at a commit, whose weights training begins from; method, settings and base
+            must be its own (``--resume-from`` takes them over).
+        parent: what that adapter is: ``sha256`` of its weights file, ``data`` it was trained on, ``id`` on a hub.
+    """
 
     method: str = "dense"
     settings: Mapping[str, Any] = field(default_factory=dict)
+    resume_from: str | None = None
+    parent: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -145,6 +156,8 @@ class TrainConfig:
             default a quarter of what is free.
         feature_cache_gb: disk for what memory does not hold: in the run's folder while it runs, or, where
             ``data.cache_dir`` is on, kept there for other runs.
+        checkpointing: compute the inside of image blocks again in the backward pass instead of keeping it: less memory,
+            about a third more time, the same gradients.
     """
 
     epochs: int = field(default=30, metadata=_between(1, 100_000))
@@ -166,6 +179,7 @@ class TrainConfig:
     feature_cache: str = field(default="auto", metadata=_one_of(*FEATURE_CACHE))
     feature_cache_mb: int | None = field(default=None, metadata=_between(0, 1 << 24))
     feature_cache_gb: float = field(default=20.0, metadata=_between(0, 1e6))
+    checkpointing: bool = False
 
 
 @dataclass(frozen=True)
@@ -196,15 +210,23 @@ class RunConfig:
 
     @classmethod
     def load(
-        cls, file: str | Path | None = None, overrides: Mapping[str, Any] | None = None, assign: Sequence[str] = ()
+        cls,
+        file: str | Path | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        assign: Sequence[str] = (),
+        defaults: Mapping[str, Any] | None = None,
     ) -> RunConfig:
         """Read ``file`` (YAML), then apply ``overrides`` (dotted key to value) and ``assign`` (``"train.lr=1e-4"``).
+
+        ``defaults`` (dotted key to value) take the place of the keys' own.
 
         Raises:
             ConfigError: unreadable file, unknown keys, wrong types or values; all of them, a line each.
         """
         values = {} if file is None else _read_yaml(Path(file))
         problems: list[str] = []
+        if defaults:
+            values = _over(_nested(defaults), values)
         for text in assign:
             key, equals, value = text.partition("=")
             if not equals or not key:
@@ -334,6 +356,22 @@ def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
             raise TypeError(f"'{section}' is not a section")
         values = inner
     values[last] = value
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in flat.items():
+        _put(values, key, value)
+    return values
+
+
+def _over(below: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values``, and what they do not say from ``below``; sections are merged."""
+    made = dict(below)
+    for key, value in values.items():
+        inner = below.get(key)
+        made[key] = _over(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+    return made
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

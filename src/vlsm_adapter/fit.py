@@ -74,6 +74,8 @@ def fit(session: Session) -> None:
     """Epochs until the end, a stop for want of progress, or an interruption; the state is saved after each."""
     config, progress = session.config.train, session.progress
     with session.stop.listening():
+        if session.config.adapter.resume_from is not None and progress.best < 0:
+            _score_start(session)
         while progress.finished is None:
             _train_epoch(session)
             row = _validate(session)
@@ -86,8 +88,18 @@ def fit(session: Session) -> None:
             if progress.finished is None:
                 session.stop.check(session.folder)
     session.console.say(
-        f"finished: {progress.finished}; best validation Dice {progress.best:.4f} in epoch {progress.best_epoch}"
+        f"finished: {progress.finished}; best validation Dice {progress.best:.4f} "
+        + (f"in epoch {progress.best_epoch}" if progress.best_epoch else "before training: no epoch was better")
     )
+
+
+def _score_start(session: Session) -> None:
+    """Score the adapter that training begins from: it stays the best until an epoch does better."""
+    progress = session.progress
+    scores = _validate(session)
+    progress.best = progress.reference = scores["val_dice"]
+    _keep(session, scores)
+    session.console.say(f"before training: validation loss {scores['val_loss']:.4f}, Dice {scores['val_dice']:.4f}")
 
 
 def _train_epoch(session: Session) -> None:
@@ -259,9 +271,7 @@ def _end_epoch(session: Session, scores: dict[str, float]) -> None:
     best = scores["val_dice"] > progress.best
     if best:
         progress.best, progress.best_epoch = scores["val_dice"], progress.epoch + 1
-        info = AdapterInfo(**{**asdict(session.info), "scores": {"validation Dice": scores["val_dice"]}})
-        if session.writes:
-            save_adapter(session.model, session.folder.adapter, info=info)
+        _keep(session, scores)
     if config.schedule == "plateau":
         step_plateau(progress, scores["val_loss"])
     if session.writes:
@@ -274,6 +284,13 @@ def _end_epoch(session: Session, scores: dict[str, float]) -> None:
     )
     progress.epoch += 1
     progress.batch, progress.epoch_loss, progress.epoch_cases, progress.epoch_seconds = 0, 0.0, 0, 0.0
+
+
+def _keep(session: Session, scores: dict[str, float]) -> None:
+    """Write the adapter as it is: the best so far."""
+    info = AdapterInfo(**{**asdict(session.info), "scores": {"validation Dice": scores["val_dice"]}})
+    if session.writes:
+        save_adapter(session.model, session.folder.adapter, info=info)
 
 
 def _save(session: Session) -> None:

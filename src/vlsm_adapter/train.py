@@ -20,19 +20,20 @@ from vlsm_adapter.adapters.folder import AdapterInfo
 from vlsm_adapter.checkpoint import Progress
 from vlsm_adapter.config import LogConfig, RunConfig
 from vlsm_adapter.console import Console, log_to
-from vlsm_adapter.data.cases import Cases, load_cases, try_all
+from vlsm_adapter.data.cases import Cases, try_all
 from vlsm_adapter.data.disk_cache import DiskCache, cache_folder
 from vlsm_adapter.data.entries import real_folder
 from vlsm_adapter.data.loaders import CaseDataset
 from vlsm_adapter.data.prompts import RANDOM, choose_prompt, leaks_in
-from vlsm_adapter.errors import DataError, TrainingError, UserError
+from vlsm_adapter.errors import ConfigError, DataError, TrainingError, UserError
 from vlsm_adapter.feature_cache import FeatureCache
 from vlsm_adapter.fit import THRESHOLD, Session, fit
 from vlsm_adapter.interrupt import Interrupted, StopSignal
 from vlsm_adapter.logs import Logs, check_logs
 from vlsm_adapter.models import load_model
 from vlsm_adapter.models.base import PromptSegmenter
-from vlsm_adapter.optimization import choose_precision, make_optimizer
+from vlsm_adapter.models.low_precision import cast_frozen
+from vlsm_adapter.optimization import AUTOCAST_TYPES, choose_precision, make_optimizer
 from vlsm_adapter.processes import (
     CommonStop,
     end_fabric,
@@ -42,6 +43,7 @@ from vlsm_adapter.processes import (
     lost,
     start_fabric,
 )
+from vlsm_adapter.resume_from import cases_for, start_from
 from vlsm_adapter.run_folder import RunFolder, environment
 from vlsm_adapter.types import Record
 
@@ -79,12 +81,13 @@ def _run(config: RunConfig, folder: RunFolder, console: Console) -> RunFolder:
             console.say(f"{folder.path}: finished already ({before.finished})")
             return folder
     # One that helps builds once it has joined: what is wrong there can then be told.
-    parts = None if is_further_process(config.train.devices) else build(config, console)
+    under_way = folder.state_file.is_file()
+    parts = None if is_further_process(config.train.devices) else build(config, console, under_way=under_way)
     fabric = start_fabric(config.train.devices, choose_precision(config.train.precision))
     failed = True
     try:
         if fabric.is_global_zero:
-            _lead(parts or build(config, console), folder, fabric, console)
+            _lead(parts or build(config, console, under_way=under_way), folder, fabric, console)
         else:
             _help(config, folder, fabric)
         failed = False
@@ -118,7 +121,7 @@ def _help(config: RunConfig, folder: RunFolder, fabric: Fabric) -> None:
     """The share of a further process of the run, which writes nothing; an error is the first one's to report."""
     console = Console(quiet=True)
     try:
-        parts = build(config, console)
+        parts = build(config, console, under_way=folder.state_file.is_file())
         parts.config = replace(config, log=LogConfig(tensorboard=False))
         session = set_up(parts, folder, console, fabric)
         try:
@@ -156,19 +159,23 @@ class Parts:
     val_data: CaseDataset
 
 
-def build(config: RunConfig, console: Console) -> Parts:
-    """Read data and model, attach the adapter, decode every case once."""
+def build(config: RunConfig, console: Console, *, under_way: bool = False) -> Parts:
+    """Read data and model, attach the adapter, decode every case once.
+
+    ``under_way``: a saved state holds the weights, the adapter that training began from is no longer needed.
+    """
     precision = choose_precision(config.train.precision)
     check_logs(config)
     torch.manual_seed(config.train.seed)
-    cases = load_cases(
-        config.data.path,
-        prompt=config.data.prompt,
-        division=config.data.division(),
-        skip_bad=config.data.skip_bad,
-    )
+    cases = cases_for(config)
     model = build_model(config)
     report = attach(model, adapter_config(config.adapter.method, **dict(config.adapter.settings)))
+    if config.train.checkpointing and not model.can_checkpoint:
+        raise ConfigError(f"train.checkpointing is for CLIPSeg, '{config.model.name}' is {model.family}: leave it out")
+    model.checkpointing = config.train.checkpointing
+    if precision in AUTOCAST_TYPES:
+        cast_frozen(model, AUTOCAST_TYPES[precision])
+    begins = start_from(model, config) if config.adapter.resume_from is not None and not under_way else ""
     for split, level in (("train", config.data.level), ("val", config.data.eval_level)):
         for record in cases.records(split):
             choose_prompt(record, level, seed=config.train.seed)  # a case without the level is found now
@@ -190,6 +197,7 @@ def build(config: RunConfig, console: Console) -> Parts:
         datasets.append(dataset)
     notes = [
         str(report),
+        *([begins] if begins else []),
         f"{cases.where}: {len(datasets[0])} training and {len(datasets[1])} validation cases, prompt level "
         f"{config.data.level}"
         + (f" ({cases.division})" if cases.division else "")
@@ -218,6 +226,8 @@ def absolute_paths(config: RunConfig) -> RunConfig:
     data = replace(config.data, path=str(real_folder(config.data.path)))
     if data.split_file is not None:
         data = replace(data, split_file=str(real_folder(data.split_file)))
+    if data.val_path is not None:
+        data = replace(data, val_path=str(real_folder(data.val_path)))
     if data.cache_dir not in ("auto", "off"):
         data = replace(data, cache_dir=str(real_folder(data.cache_dir)))
     model = config.model
@@ -297,6 +307,7 @@ def set_up(parts: Parts, folder: RunFolder, console: Console, fabric: Fabric | N
         data=f"{data}, {parts.cases.division}" if parts.cases.division else data,
         split=counts,
         seed=config.train.seed,
+        parent={key: str(value) for key, value in config.adapter.parent.items()},
     )
     shared = cache_folder(config.data.cache_dir)
     features = FeatureCache(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from vlsm_adapter import files
 from vlsm_adapter.adapters import tuner
 from vlsm_adapter.adapters.attach import active, attach
 from vlsm_adapter.adapters.config import AdapterConfig, adapter_config
+from vlsm_adapter.adapters.hub import local_folder
 from vlsm_adapter.adapters.weights import check_weights
 from vlsm_adapter.errors import AdapterError, ConfigError, ModelError, one_line
 
@@ -30,6 +32,7 @@ FORMAT_VERSION = 1
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 CARD_NAME = "README.md"
+FILES = (CONFIG_NAME, WEIGHTS_NAME)  # what a reader needs
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,15 @@ class AdapterInfo:
 
     Attributes:
         threshold: probability above which a pixel is foreground.
+        threshold_origin: in words how it was chosen; None where it is the default.
         prompt_level: level of the prompts it was trained and validated with, e.g. ``"p1"`` (the class name).
         prompts: examples of such prompts.
         data: name of the data set; ``split`` how many cases trained, validated and tested it.
         scores: metric name to mean on the stated split; one that is not finite is kept as NaN.
         seed: of the training.
         licence: of the weights, where the author states one.
+        parent: of an adapter whose training began from another's weights: that one's ``sha256`` (of its weights file),
+            ``data``, and ``id`` where it came from a hub.
 
     Raises:
         ConfigError: a value is of another type or out of range.
@@ -57,11 +63,13 @@ class AdapterInfo:
     scores: dict[str, float] = field(default_factory=dict)
     seed: int | None = None
     licence: str | None = None
+    parent: dict[str, str] = field(default_factory=dict)
+    threshold_origin: str | None = None
 
     def __post_init__(self) -> None:
         if not (_is_number(self.threshold) and 0 <= self.threshold <= 1):
             raise ConfigError(f"threshold={self.threshold!r}: must be a probability from 0 to 1")
-        for name in ("prompt_level", "data", "licence"):
+        for name in ("prompt_level", "data", "licence", "threshold_origin"):
             if not isinstance(getattr(self, name), str | None):
                 raise ConfigError(f"{name}={getattr(self, name)!r}: must be text")
         if not isinstance(self.prompts, tuple) or not all(isinstance(prompt, str) for prompt in self.prompts):
@@ -69,6 +77,8 @@ class AdapterInfo:
         for name in ("split", "scores"):
             if not isinstance(getattr(self, name), dict) or not all(map(_is_number, getattr(self, name).values())):
                 raise ConfigError(f"{name}={getattr(self, name)!r}: must be names with numbers")
+        if not isinstance(self.parent, dict) or not all(isinstance(text, str) for text in self.parent.values()):
+            raise ConfigError(f"parent={self.parent!r}: must be names with texts")
         if self.seed is not None and not isinstance(self.seed, int):
             raise ConfigError(f"seed={self.seed!r}: must be a whole number")
 
@@ -198,7 +208,7 @@ def load_adapter(
     """Load an adapter folder onto its base model, strictly.
 
     Args:
-        path: the folder.
+        path: the folder, or ``OWNER/NAME`` or ``OWNER/NAME@REVISION`` on the Hugging Face Hub.
         model: a loaded base model to attach to; by default the base that the folder names is loaded.
         base: where the base model is now, if not where the folder says.
         name: of the adapter on the model.
@@ -208,13 +218,14 @@ def load_adapter(
         The model with the adapter in use, in evaluation mode, nothing requiring gradients.
 
     Raises:
-        AdapterError: damaged or foreign folder, another base (by hash), or other preprocessing than the model's.
+        AdapterError: damaged or foreign folder, another base (by hash), or other preprocessing than the model's; a hub
+            that cannot be reached or has no such adapter.
         ModelError: the base cannot be loaded.
     """
     from vlsm_adapter.models import load_model
     from vlsm_adapter.models.preprocessing import Preprocessing
 
-    folder = Path(path)
+    folder = local_folder(path, FILES)
     manifest = read_manifest(folder)
     weights = read_weights(folder / WEIGHTS_NAME)
     try:
@@ -259,7 +270,12 @@ def _is_pickle(file: Path) -> bool:
 
 def _info_to_json(info: AdapterInfo) -> dict[str, Any]:
     scores = {key: float(value) if math.isfinite(value) else None for key, value in info.scores.items()}
-    return {**asdict(info), "prompts": list(info.prompts), "scores": scores}
+    values = {**asdict(info), "prompts": list(info.prompts), "scores": scores}
+    if not info.parent:
+        del values["parent"]
+    if info.threshold_origin is None:
+        del values["threshold_origin"]
+    return values
 
 
 def _info_from_json(values: Any) -> AdapterInfo:
@@ -269,6 +285,13 @@ def _info_from_json(values: Any) -> AdapterInfo:
     if isinstance(scores := values.get("scores"), dict):
         values["scores"] = {key: math.nan if value is None else value for key, value in scores.items()}
     return AdapterInfo(**values)
+
+
+def parent_text(parent: Mapping[str, str]) -> str:
+    """What ``AdapterInfo.parent`` says, in words."""
+    name = f"`{parent['id']}`, " if "id" in parent else ""
+    data = f", trained on {parent['data']}" if "data" in parent else ""
+    return f"another adapter: {name}SHA-256 of its weights `{parent.get('sha256', 'not recorded')}`{data}"
 
 
 def _card(manifest: dict[str, Any], info: AdapterInfo, count: int, caution: str) -> str:
@@ -297,11 +320,12 @@ def _card(manifest: dict[str, Any], info: AdapterInfo, count: int, caution: str)
         f"| method | {adapter['method']}: {settings} |",
         f"| parameters | {count:,} |",
         f"| input | {size} pixels, {manifest['preprocessing']['resample']}, stretched |",
-        f"| threshold | {info.threshold:g} |",
+        f"| threshold | {info.threshold:g}{f', {info.threshold_origin}' if info.threshold_origin else ''} |",
         f"| prompts | level {info.prompt_level or 'not recorded'}"
         + (f", e.g. {'; '.join(repr(prompt) for prompt in info.prompts[:3])}" if info.prompts else "")
         + " |",
         f"| data | {info.data or 'not recorded'}{f' ({split})' if split else ''} |",
+        *([f"| training began from | {parent_text(info.parent)} |"] if info.parent else []),
         f"| seed | {info.seed if info.seed is not None else 'not recorded'} |",
         f"| licence | {info.licence or 'not stated by the author; the base model and the data have their own'} |",
         "",

@@ -63,7 +63,7 @@ def quick_gelu_mlp(
     outer, change = _parted(second)
     if _is_frozen_linear(first, x) and _is_frozen_linear(outer, x):
         tensors = (first.weight, first.bias, outer.weight, outer.bias)
-        output = _FrozenMLP.apply(x.reshape(-1, x.shape[-1]), *tensors)  # type: ignore[no-untyped-call]
+        output = _FrozenMLP.apply(x.reshape(-1, x.shape[-1]), *tensors)
         output = output.view(*x.shape[:-1], -1)
         return output if change is None else change(output)
     inner = first(x)
@@ -88,8 +88,8 @@ def encoder_block(block: nn.Module, x: torch.Tensor, mask: torch.Tensor | None) 
     x = x + parts.self_attn(parts.layer_norm1(x), attention_mask=mask)[0]
     inside = parts.layer_norm2(x)
     if parts.mlp.config.hidden_act == "quick_gelu" and not parts.mlp._forward_hooks:
-        return cast("torch.Tensor", x + quick_gelu_mlp(parts.mlp.fc1, parts.mlp.fc2, inside, parts.mlp.activation_fn))
-    return cast("torch.Tensor", x + parts.mlp(inside))
+        return x + quick_gelu_mlp(parts.mlp.fc1, parts.mlp.fc2, inside, parts.mlp.activation_fn)
+    return x + parts.mlp(inside)
 
 
 def _parted(layer: nn.Module) -> tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor] | None]:

@@ -180,8 +180,8 @@ def head_mask(bias: torch.Tensor) -> torch.Tensor:
     """
     batch, heads, queries, patches = bias.shape
     own = 1 + patches
-    queries_see = torch.full((queries, queries + 1), MASKED, dtype=bias.dtype, device=bias.device)
-    queries_see.fill_diagonal_(0)
+    others = ~torch.eye(queries, queries + 1, dtype=torch.bool, device=bias.device)
+    queries_see = torch.zeros(queries, queries + 1, dtype=bias.dtype, device=bias.device).masked_fill(others, MASKED)
     others_see = torch.zeros(own, queries + own, dtype=bias.dtype, device=bias.device)
     others_see[:, :queries] = MASKED
     top = torch.cat([queries_see.expand(batch, heads, -1, -1), bias], dim=-1)

@@ -1,0 +1,1 @@
+"""Where users already work: MONAI bundles and napari. Neither is a dependency of the package."""

@@ -1,0 +1,205 @@
+"""What is known of an adapter from its folder and its run: for the card, and nothing that is not on disk."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlsm_adapter.adapters.folder import CONFIG_NAME, WEIGHTS_NAME, AdapterManifest, read_manifest, read_weights
+from vlsm_adapter.config import RunConfig
+from vlsm_adapter.errors import AdapterError, UserError
+from vlsm_adapter.evaluation_folder import EvaluationFolder
+from vlsm_adapter.predict import adapter_folder
+from vlsm_adapter.run_folder import RunFolder
+
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of the adapter, read off its ``summary.json``.
+
+    Attributes:
+        data, split, level: what was asked, and how.
+        division: how the data was divided, in words; empty where as the data says.
+        threshold: probability above which a pixel is foreground.
+        nsd_tolerance: in mm where the spacing is known, else in pixels.
+        cases: distinct cases; ``prompts`` different texts; ``left_out`` unusable cases.
+        resampled: ``"case"`` or ``"group"``; ``confidence`` coverage of the intervals.
+        leaks: the words were drawn from the ground truth.
+        seen: cases that were trained on, or None where not known.
+        own_data: the data is that of the training.
+        base_parameters: of the base model.
+        metrics: metric to its statistics, as ``metrics.summarise`` gives them; ``zero_shot`` those of the base model on the
+            same cases; ``paired`` metric to the paired difference (``metrics.paired_difference``). Empty where not known.
+    """
+
+    data: str
+    split: str
+    level: str
+    division: str
+    threshold: float
+    nsd_tolerance: float
+    cases: int
+    prompts: int
+    left_out: int
+    resampled: str
+    confidence: float
+    leaks: bool
+    seen: int | None
+    own_data: bool
+    base_parameters: int | None
+    metrics: Mapping[str, Mapping[str, Any]]
+    zero_shot: Mapping[str, Mapping[str, Any]]
+    paired: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the scores speak for cases never seen, asked with words that do not flatter."""
+        return self.split in ("test", "all") and not self.leaks and not self.seen
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that is known.
+
+    Attributes:
+        folder: the adapter folder; ``manifest`` what it says; ``raw`` its JSON as it stands.
+        parameters: numbers in the weights, running statistics apart.
+        run: the run it comes from, where it lies in one; ``config`` and ``environment`` of that.
+        epochs: trained; ``seconds`` of training steps in them; ``best`` the epoch that was kept.
+        evaluations: of these weights.
+        left_out: evaluations that are not used, and why.
+    """
+
+    folder: Path
+    manifest: AdapterManifest
+    raw: dict[str, Any]
+    parameters: int
+    run: RunFolder | None = None
+    config: RunConfig | None = None
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    epochs: int | None = None
+    seconds: float | None = None
+    best: int | None = None
+    evaluations: tuple[Evaluation, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
+def gather(path: str | Path) -> Facts:
+    """Read an adapter folder, and the run around it if there is one.
+
+    Args:
+        path: a run folder, or an adapter folder (``RUN/adapter`` stands for the run).
+
+    Raises:
+        AdapterError: there is no adapter, or it is damaged.
+        UserError: a file of the run or of an evaluation is damaged.
+    """
+    folder = adapter_folder(path)
+    manifest = read_manifest(folder)
+    raw = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    weights = read_weights(folder / WEIGHTS_NAME)
+    parameters = sum(t.numel() for key, t in weights.items() if key.rpartition(".")[2] not in _STATISTICS)
+    run = RunFolder(folder.resolve().parent)
+    if folder.resolve().name != run.adapter.name or not run.config_file.is_file():
+        return Facts(folder, manifest, raw, parameters)
+    config = run.config()
+    if config.adapter.method != manifest.config.method:
+        raise AdapterError(
+            f"{folder}: an adapter of '{manifest.config.method}' in a run of '{config.adapter.method}': the folder was "
+            "replaced; give the adapter folder from another place"
+        )
+    history = _history(run)
+    evaluations, left_out = _evaluations(run, manifest)
+    return Facts(
+        folder,
+        manifest,
+        raw,
+        parameters,
+        run=run,
+        config=config,
+        environment=_json(run.environment_file) if run.environment_file.is_file() else {},
+        epochs=len(history) or None,
+        seconds=sum(row["seconds"] for row in history) if history else None,
+        best=_best(history, manifest),
+        evaluations=tuple(evaluations),
+        left_out=tuple(left_out),
+    )
+
+
+def _history(run: RunFolder) -> list[dict[str, float]]:
+    if not run.metrics_file.is_file():
+        return []
+    try:
+        with run.metrics_file.open(encoding="utf-8", newline="") as handle:
+            return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(handle)]
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise UserError(f"{run.metrics_file}: damaged ({error}); restore it, or remove it to go without") from error
+
+
+def _best(history: list[dict[str, float]], manifest: AdapterManifest) -> int | None:
+    """The epoch whose validation Dice the adapter carries; 0 where no epoch does, since none was better than its start."""
+    dice = manifest.info.scores.get("validation Dice")
+    if not history or dice is None:
+        return None
+    return next(
+        (int(row["epoch"]) for row in history if row.get("val_dice") == dice), 0 if manifest.info.parent else None
+    )
+
+
+def _evaluations(run: RunFolder, manifest: AdapterManifest) -> tuple[list[Evaluation], list[str]]:
+    found: list[Evaluation] = []
+    left_out: list[str] = []
+    weights = (run.adapter / WEIGHTS_NAME).stat().st_mtime
+    for file in sorted(run.evaluation.glob("*/summary.json")):
+        summary = EvaluationFolder(file.parent).summary()
+        if "adapter" not in summary or summary.get("base", {}).get("sha256") != manifest.base_hash:
+            left_out.append(f"{file.parent}: of another model")
+        elif file.stat().st_mtime < weights:
+            left_out.append(f"{file.parent}: older than the weights; run 'vlsm evaluate' again to have it in the card")
+        else:
+            try:
+                found.append(_evaluation(summary))
+            except (KeyError, TypeError, ValueError) as error:
+                raise UserError(f"{file}: damaged ({error!r}); run 'vlsm evaluate' again") from error
+    return found, left_out
+
+
+def _evaluation(summary: Mapping[str, Any]) -> Evaluation:
+    adapter, data = summary["adapter"], summary["data"]
+    training = summary.get("training_cases")
+    for about in adapter["metrics"].values():
+        _ = about["display_name"], about["unit"], about["mean"], about["ci_low"], about["ci_high"]
+    return Evaluation(
+        data=str(data["name"] or Path(data["path"]).name),
+        split=str(summary["split"]),
+        level=str(summary["level"]),
+        division=str(data.get("division") or ""),
+        threshold=float(summary["threshold"]),
+        nsd_tolerance=float(summary["nsd_tolerance"]),
+        cases=int(adapter["n_cases"]),
+        prompts=int(summary["prompts"]["different"]),
+        left_out=len(summary["skipped"]),
+        resampled=str(adapter["bootstrap"]["resampled"]),
+        confidence=float(adapter["bootstrap"]["confidence"]),
+        leaks=bool(summary["prompts"]["leaks"]),
+        seen=None if training is None else int(training["seen_in_training"]),
+        own_data=training is not None,
+        base_parameters=summary["base"].get("parameters"),
+        metrics=adapter["metrics"],
+        zero_shot=summary.get("zero_shot", {}).get("metrics", {}),
+        paired=summary.get("paired_difference", {}),
+    )
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: damaged ({error}); restore it, or remove it to go without") from error
+    return values if isinstance(values, dict) else {}

@@ -1,0 +1,120 @@
+"""The annotate-train loop: a new run from an adapter's weights, on a handful of corrected cases."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vlsm_adapter.adapters.folder import WEIGHTS_NAME, read_manifest
+from vlsm_adapter.data.records import load_records
+from vlsm_adapter.resume_from import weights_hash
+
+FAST = ("--epochs", 2, "--batch-size", 4, "--set", "log.tensorboard=false")
+
+
+@pytest.fixture
+def parent(vlsm: Callable, phantoms: Path, base_folder: Path, tmp_path: Path) -> Path:
+    run = tmp_path / "parent"
+    answer = vlsm(
+        "train", "--data", phantoms, "--model", base_folder, "--adapter", "lora", "-o", run, *FAST, "--lr", 0.01,
+        "--set", "adapter.settings.rank=4",
+    )  # fmt: skip
+    assert answer.code == 0, answer.err
+    return run
+
+
+def corrections(phantoms: Path, folder: Path, count: int, split: str = "train") -> Path:
+    """As the server writes them: images, masks, a manifest without splits, the image's hash as group."""
+    (folder / "images").mkdir(parents=True)
+    (folder / "masks").mkdir()
+    records = [record for record in load_records(phantoms)[0] if record.split == split][:count]
+    lines = []
+    for record in records:
+        shutil.copy(record.image, folder / "images" / f"{record.case_id}.png")
+        shutil.copy(record.mask, folder / "masks" / f"{record.case_id}.png")  # type: ignore[arg-type]
+        row = {"image": f"images/{record.case_id}.png", "mask": f"masks/{record.case_id}.png", "text": "polyp"}
+        lines.append(json.dumps({"case_id": f"c_{record.case_id}", **row, "group": record.case_id}))
+    (folder / "records.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_two_commands_from_corrections_to_an_adapter(
+    vlsm: Callable, phantoms: Path, parent: Path, tmp_path: Path
+) -> None:
+    data = corrections(phantoms, tmp_path / "corrected", 5)
+    answer = vlsm("train", "--resume-from", parent, "--data", data, "-o", tmp_path / "child", *FAST)
+    assert answer.code == 0, answer.err
+    assert "training begins from another adapter" in answer.err
+    assert "before training: validation loss" in answer.err
+    config = yaml.safe_load((tmp_path / "child" / "config.yaml").read_text())
+    assert config["adapter"]["method"] == "lora"
+    assert config["adapter"]["settings"]["rank"] == 4
+    splits = json.loads((tmp_path / "child" / "data.json").read_text())["splits"]
+    assert {name: len(cases) for name, cases in splits.items()} == {"train": 4, "val": 1, "test": 0}
+    info = read_manifest(tmp_path / "child" / "adapter").info
+    digest = weights_hash(parent / "adapter")
+    assert info.parent == {"sha256": digest, "data": "data"}
+    assert digest in (tmp_path / "child" / "adapter" / "README.md").read_text()
+    # A grandchild, from the adapter folder of the child, validated on the data that the first was trained on.
+    again = vlsm(
+        "train", "--resume-from", tmp_path / "child" / "adapter", "--data", data, "--val-data", phantoms,
+        "-o", tmp_path / "grandchild", *FAST,
+    )  # fmt: skip
+    assert again.code == 0, again.err
+    splits = json.loads((tmp_path / "grandchild" / "data.json").read_text())["splits"]
+    assert {name: len(cases) for name, cases in splits.items()} == {"train": 5, "val": 2, "test": 0}
+    own = read_manifest(tmp_path / "grandchild" / "adapter").info.parent
+    assert own == {"sha256": weights_hash(tmp_path / "child" / "adapter"), "data": "corrected"}
+
+
+def test_what_is_no_better_leaves_the_parent_as_it_is(
+    vlsm: Callable, phantoms: Path, parent: Path, tmp_path: Path
+) -> None:
+    data = corrections(phantoms, tmp_path / "corrected", 5)
+    run = tmp_path / "child"
+    answer = vlsm("train", "--resume-from", parent, "--data", data, "-o", run, *FAST, "--lr", 1e-12)
+    assert answer.code == 0, answer.err
+    assert "before training: no epoch was better" in answer.err
+    assert (run / "adapter" / WEIGHTS_NAME).read_bytes() == (parent / "adapter" / WEIGHTS_NAME).read_bytes()
+    # Finished runs, and runs with a saved state, no longer need the parent.
+    shutil.rmtree(parent)
+    assert "finished already" in vlsm("train", "--resume", run).err
+
+
+def test_validation_cases_that_are_trained_on_are_left_out(
+    vlsm: Callable, phantoms: Path, parent: Path, tmp_path: Path
+) -> None:
+    data = corrections(phantoms, tmp_path / "corrected", 1, split="val")
+    answer = vlsm(
+        "train", "--resume-from", parent, "--data", data, "--val-data", phantoms, "-o", tmp_path / "child", *FAST
+    )
+    assert answer.code == 0, answer.err
+    about = json.loads((tmp_path / "child" / "data.json").read_text())
+    assert {name: len(cases) for name, cases in about["splits"].items()} == {"train": 1, "val": 1, "test": 0}
+    assert about["skipped"][0]["reason"] == "its image is trained on"
+
+
+def test_hostile_and_mistaken_requests(vlsm: Callable, phantoms: Path, parent: Path, tmp_path: Path) -> None:
+    one = corrections(phantoms, tmp_path / "one", 1)
+    out = tmp_path / "child"
+    for arguments, says in (
+        (("--resume-from", parent, "--data", one), "--val-data DIR"),
+        (("--resume-from", parent, "--data", phantoms, "--adapter", "dense"), "is 'lora'"),
+        (("--resume-from", parent, "--data", phantoms, "--image-size", 64), "32 x 32"),
+        (("--resume-from", parent, "--data", phantoms, "--model", "tiny"), "--model"),
+        (("--resume-from", parent), "data.path is missing"),
+        (("--resume-from", tmp_path, "--data", phantoms), "neither an adapter folder"),
+    ):
+        answer = vlsm("train", *arguments, "-o", out, *FAST)
+        assert answer.code == 2, answer.err
+        assert says in answer.error
+        assert len(answer.error.splitlines()) == 1
+        assert not out.exists()
+    answer = vlsm("train", "--resume", parent, "--resume-from", parent)
+    assert answer.code == 2
+    assert "takes the run's own configuration" in answer.error

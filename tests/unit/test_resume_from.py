@@ -1,0 +1,139 @@
+"""A run that begins from an adapter: equal to it before the first step, for every method; contradictions are refused."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from vlsm_adapter import AdapterInfo, attach, load_adapter, save_adapter
+from vlsm_adapter.adapters import ADAPTERS, adapter_config
+from vlsm_adapter.adapters.folder import CONFIG_NAME, WEIGHTS_NAME, read_manifest
+from vlsm_adapter.errors import AdapterError, ConfigError
+from vlsm_adapter.models.base import PromptSegmenter
+from vlsm_adapter.resume_from import LR, config_from, start_from
+
+SMALL = {"coop": {"tokens": 4}}  # what the small text encoder has room for
+METHODS = [name for name in ADAPTERS if ADAPTERS.get(name).trains]
+
+
+def shaken(model: PromptSegmenter) -> None:
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if ".adapter_" in key:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+        for key, buffer in model.named_buffers():
+            if ".adapter_" in key and "running_var" in key:
+                buffer.mul_(1.5)
+
+
+@pytest.fixture
+def parent(model: PromptSegmenter, tmp_path: Path) -> Path:
+    attach(model, adapter_config("dense", bottleneck_dim=5, parts="vl"))
+    shaken(model)
+    return save_adapter(model, tmp_path / "parent", info=AdapterInfo(prompt_level="p6", data="kvasir"))
+
+
+def asked(parent: Path, *assign: str, **options: object):  # type: ignore[no-untyped-def]
+    return config_from(
+        parent, None, {"data.path": "x", **{key.replace("_", ".", 1): v for key, v in options.items()}}, assign
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_begins_exactly_where_the_parent_ended(
+    method: str, model: PromptSegmenter, inputs: dict, tmp_path: Path
+) -> None:
+    fresh = copy.deepcopy(model)
+    try:
+        attach(model, adapter_config(method, **SMALL.get(method, {})))
+    except AdapterError as error:
+        pytest.skip(f"{method} is not for this model: {error}")
+    shaken(model)
+    folder = save_adapter(model, tmp_path / method)
+    config = asked(folder)
+    torch.manual_seed(11)
+    attach(fresh, adapter_config(config.adapter.method, **dict(config.adapter.settings)))
+    line = start_from(fresh, config)
+    assert "training begins from" in line
+    with torch.no_grad():
+        expected = load_adapter(folder)(**inputs)
+        assert torch.equal(fresh(**inputs), expected)
+    trains = [key for key, parameter in fresh.named_parameters() if parameter.requires_grad]
+    assert trains
+    assert all(".adapter_" in key for key in trains)
+
+
+def test_what_belongs_to_the_weights_is_taken_over_and_recorded(parent: Path) -> None:
+    config = asked(parent)
+    manifest = read_manifest(parent)
+    assert config.adapter.method == "dense"
+    assert dict(config.adapter.settings)["bottleneck_dim"] == 5
+    assert config.model.name == manifest.base_id
+    assert config.model.image_size == 32
+    assert (config.data.level, config.data.eval_level) == ("p6", "p6")
+    assert config.train.lr == LR
+    assert config.adapter.resume_from == str(parent.resolve())
+    digest = hashlib.sha256((parent / WEIGHTS_NAME).read_bytes()).hexdigest()
+    assert dict(config.adapter.parent) == {"sha256": digest, "data": "kvasir"}
+    assert type(config).load(None, config.to_dict()) == config  # as a run reads it back
+
+
+def test_what_is_free_can_be_said(parent: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("train: {epochs: 3, lr: 0.01}\nadapter: {settings: {bottleneck_dim: 5}}\n")
+    config = config_from(parent, recipe, {"data.path": "x", "data.level": "p1"}, ["train.seed=7"])
+    assert (config.train.epochs, config.train.lr, config.train.seed) == (3, 0.01, 7)
+    assert (config.data.level, config.data.eval_level) == ("p1", "p1")
+    assert asked(parent, data_level="random").data.eval_level == "p6"
+    assert asked(parent, adapter_method="dense", model_image_size=32).adapter.method == "dense"
+
+
+@pytest.mark.parametrize(
+    ("assign", "says"),
+    [
+        ("adapter.method=lora", "is 'dense'"),
+        ("adapter.settings.bottleneck_dim=8", "bottleneck_dim=8"),
+        ("adapter.settings.parts=v", "parts='v'"),
+        ("model.image_size=64", "32 x 32"),
+    ],
+)
+def test_what_contradicts_the_adapter_is_one_line(parent: Path, assign: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as caught:
+        asked(parent, assign)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_weights_base_or_preprocessing_are_refused(
+    parent: Path, model: PromptSegmenter, base_folder: Path
+) -> None:
+    from vlsm_adapter.models import load_model
+
+    config = asked(parent)
+    fresh = load_model(base_folder)
+    attach(fresh, adapter_config("dense", **dict(config.adapter.settings)))
+    changed = replace(config, adapter=replace(config.adapter, parent={"sha256": "0" * 64}))
+    with pytest.raises(AdapterError, match="other weights"):
+        start_from(fresh, changed)
+    fresh.preprocessing = replace(fresh.preprocessing, resample="bicubic")
+    with pytest.raises(AdapterError, match="preprocessing"):
+        start_from(fresh, config)
+    manifest = json.loads((parent / CONFIG_NAME).read_text())
+    manifest["base"]["sha256"] = "1" * 64
+    (parent / CONFIG_NAME).write_text(json.dumps(manifest))
+    with pytest.raises(AdapterError, match="--model"):
+        start_from(fresh, config)
+
+
+def test_no_adapter_there(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="no such folder"):
+        asked(tmp_path / "gone")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(AdapterError, match="neither an adapter folder"):
+        asked(tmp_path / "empty")
