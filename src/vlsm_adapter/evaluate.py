@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +27,13 @@ from vlsm_adapter.data.folds import parse_fold
 from vlsm_adapter.errors import DataError, UserError
 from vlsm_adapter.evaluation_folder import PICKED, EvaluationFolder, write_scores
 from vlsm_adapter.evaluation_summary import Job, summarise_evaluation
+from vlsm_adapter.evaluation_threshold import SPLIT as CALIBRATION_SPLIT
+from vlsm_adapter.evaluation_threshold import calibrate_adapter
 from vlsm_adapter.examples import keep_examples
 from vlsm_adapter.inference import check_threshold, choose_device
 from vlsm_adapter.metrics.base import DEFAULT_NSD_TOLERANCE
 from vlsm_adapter.models import load_model
+from vlsm_adapter.models.low_precision import lower_precision
 from vlsm_adapter.pictures import draw_cases
 from vlsm_adapter.predict import DEFAULT_THRESHOLD, adapter_folder
 from vlsm_adapter.prober import Prober, write_sensitivity
@@ -56,9 +60,10 @@ __all__ = ["evaluate_cases", "evaluate_model", "evaluate_run"]
 def evaluate_run(
     run_dir: str | Path,
     *,
-    split: str = "test",
+    split: str | None = None,
     level: str | None = None,
     threshold: float | None = None,
+    calibrate: bool = False,
     zero_shot: bool = True,
     nsd_tolerance: float = DEFAULT_NSD_TOLERANCE,
     skip_bad: bool | None = None,
@@ -68,6 +73,7 @@ def evaluate_run(
     out: str | Path | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
     device: str | torch.device | None = None,
+    precision: str = "fp32",
     probes: bool = False,
     classes: str | Path | None = None,
     console: Console | None = None,
@@ -77,9 +83,12 @@ def evaluate_run(
     Args:
         run_dir: a folder that ``vlsm train`` made.
         split: ``"train"``, ``"val"``, ``"test"``: the same cases as in training; or ``"all"``, for data of another place.
+            By default test, with ``calibrate`` val.
         level: prompt level; by default the run's ``data.eval_level``. ``random`` asks every case a level of its own, the same
             one in every evaluation.
         threshold: by default the adapter's.
+        calibrate: first choose the threshold with the largest mean Dice on the validation cases and store it in the adapter
+            folder, where prediction finds it.
         zero_shot: also score the base model, on the same cases with the same words and threshold; left out, and said so,
             where it has no pretrained weights.
         nsd_tolerance: in mm where the spacing is known, else in pixels.
@@ -90,6 +99,7 @@ def evaluate_run(
         out: the folder; by default ``RUN/evaluation/SPLIT-LEVEL`` (``DATA-SPLIT-LEVEL`` with ``data``).
         batch_size: images encoded together.
         device: by default the GPU where there is one.
+        precision: of the model's answers, as ``Predictor.load`` takes it; another than ``fp32`` is added to the folder's name.
         probes: also ask every prompt level, contradictory, swapped, absent, empty and paraphrased prompts, and write
             ``sensitivity.json`` and ``probes.csv`` (docs/prompts.md).
         classes: file of class names for the probes, beside those of the package.
@@ -106,6 +116,12 @@ def evaluate_run(
     folder = adapter_folder(run.path)
     manifest = read_manifest(folder)
     level = level or config.data.eval_level
+    if calibrate and (split not in (None, CALIBRATION_SPLIT) or data is not None or threshold is not None):
+        raise UserError(
+            "--calibrate chooses the threshold on the run's own validation cases, never on others: leave --split, --data and "
+            "--threshold out, and evaluate the test cases after it"
+        )
+    split = split or (CALIBRATION_SPLIT if calibrate else "test")
     protocol = Protocol(
         level=level,
         threshold=check_threshold(manifest.info.threshold if threshold is None else threshold),
@@ -122,16 +138,29 @@ def evaluate_run(
         else Division(config.data.split_seed, config.data.fractions),
         skip_bad=config.data.skip_bad if skip_bad is None else skip_bad,
     )
+    if calibrate and config.data.val_path is not None:
+        from vlsm_adapter.resume_from import cases_for
+
+        cases = cases_for(config)  # validation cases of other data, as in training
     if data is None:
         cases.skipped += _left_out_in_training(trained, split, cases)
     records = cases.records(split)
     model = load_adapter(folder, base=base).to(choose_device(device))
+    told_precision = lower_precision(model, precision)
+    skip_bad = config.data.skip_bad if skip_bad is None else skip_bad
+    origin = manifest.info.threshold_origin if threshold is None else None
+    calibration = None
+    if calibrate:
+        calibration = calibrate_adapter(run, folder, model, cases, protocol, console, skip_bad=skip_bad)
+        protocol, origin = replace(protocol, threshold=calibration.threshold), str(calibration)
+        records = cases.records(split)  # without those that could not be used
     variants: dict[str, Context] = {"adapter": nullcontext}
     if zero_shot and not model.pretrained:
         console.say(f"no zero-shot scores: base model '{model.base_id}' is nothing but random weights")
     elif zero_shot:
         variants["zero_shot"] = lambda: without_adapter(model)
     name = f"{split}-{level}" if data is None else f"{_name(cases.where)}-{split}-{level}"
+    name += "" if precision == "fp32" else f"-{precision}"
     job = Job(
         model=model,
         cases=cases,
@@ -140,7 +169,7 @@ def evaluate_run(
         variants=variants,
         protocol=protocol,
         folder=EvaluationFolder(Path(out) if out is not None else run.evaluation / name),
-        skip_bad=config.data.skip_bad if skip_bad is None else skip_bad,
+        skip_bad=skip_bad,
         about={
             "run": str(run.path.resolve()),
             "division": str(config.data.division()) if data is None else cases.division,
@@ -150,6 +179,9 @@ def evaluate_run(
                 "trainable_parameters": tuner.count_parameters(model, active(model))[0],
             },
             "training_cases": None if data is not None else _compare_with_training(trained, records, split, console),
+            "precision": told_precision,
+            "threshold_origin": origin,
+            "calibration": None if calibration is None else calibration.to_dict(),
         },
         prober=_prober(records, cases, protocol, classes) if probes else None,
     )

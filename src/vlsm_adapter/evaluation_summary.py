@@ -33,7 +33,8 @@ class Job:
         protocol: how cases are asked and scored.
         folder: of the result.
         skip_bad: leave unusable cases out instead of stopping.
-        about: ``run``, ``adapter``, ``training_cases`` and ``division`` (of the data, in words) of the summary.
+        about: ``run``, ``adapter``, ``training_cases`` and ``division`` (of the data, in words) of the summary; also
+            ``threshold_origin`` (in words) and ``calibration`` (of the threshold, on these cases), where there are.
         prober: asks probes beside the evaluation's prompt, or None.
     """
 
@@ -75,6 +76,8 @@ def summarise_evaluation(
         "split": job.split,
         "level": level,
         "threshold": job.protocol.threshold,
+        "threshold_origin": job.about.get("threshold_origin"),
+        "calibration": job.about.get("calibration"),
         "nsd_tolerance": job.protocol.nsd_tolerance,
         "data": {
             "path": job.cases.where,

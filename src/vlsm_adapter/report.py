@@ -165,6 +165,11 @@ def _headline(summary: Mapping[str, Any], variants: Sequence[str], leak_free: Le
         f"Mean [{boot['confidence']:.0%} interval: percentile bootstrap, {boot['n_boot']} resamples of {unit}]. Logits are "
         f"enlarged to each image's own size before the threshold of {summary['threshold']:g}.",
     ]
+    if summary.get("calibration"):
+        lines += [
+            "",
+            f"The threshold was chosen on these cases ({summary['calibration']['text']}): their Dice flatters.",
+        ]
     foreground, everything = summary[variants[0]]["truth_foreground"], summary[variants[0]]["n"]
     if 0 < foreground["n"] < everything:
         lines += ["", f"Only the {plural(foreground['n'], 'case')} with foreground in the truth:", ""]
@@ -317,7 +322,7 @@ def _provenance(summary: Mapping[str, Any]) -> list[str]:
         settings = ", ".join(f"{key}={value}" for key, value in adapter["settings"].items())
         rows.append(["adapter", cell(f"{adapter['method']}: {settings}")])
     rows += [
-        ["threshold", f"{summary['threshold']:g}"],
+        ["threshold", cell(", ".join(filter(None, (f"{summary['threshold']:g}", summary.get("threshold_origin")))))],
         ["scoring took", f"{summary['seconds']:.1f} s on {summary['device']}"],
         ["versions", cell(", ".join(f"{name} {number}" for name, number in summary["versions"].items()))],
     ]
