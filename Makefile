@@ -13,7 +13,7 @@ help:
 	@echo "make test      the tests (under 8 minutes on 2 cores)"
 	@echo "make test-all  with the slow ones"
 	@echo "make lint      ruff and mypy"
-	@echo "make bench     side-by-side benchmarks"
+	@echo "make bench     this package beside the usual way: ratios as table, JSON and plot in build/performance"
 	@echo "make setup     only build the environment in $(VENV)"
 
 setup: $(VENV)/.dev
@@ -56,7 +56,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/metrics_vs_monai.py
+	$(BIN)/python benchmarks/performance.py --out build/performance
 
 clean:
 	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

@@ -23,49 +23,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from our_way import save_base_model
 from vlsm_adapter import fit
 from vlsm_adapter.config import RunConfig
 from vlsm_adapter.console import Console
 from vlsm_adapter.data.phantoms import write_phantoms
 from vlsm_adapter.run_folder import RunFolder
 from vlsm_adapter.train import build, close, set_up
-
-
-def make_full_size(folder: Path) -> Path:
-    """CLIPSeg's published architecture with random weights, and the tokenizer of the embedded model."""
-    from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
-
-    from vlsm_adapter.models import load_model
-
-    tiny = load_model("tiny")
-    assert tiny.tokenizer is not None
-    torch.manual_seed(0)
-    config = CLIPSegConfig(
-        text_config={
-            "eos_token_id": tiny.tokenizer.eos_token_id,
-            "bos_token_id": tiny.tokenizer.bos_token_id,
-            "pad_token_id": tiny.tokenizer.pad_token_id,
-        },
-        vision_config={"patch_size": 16},
-        extract_layers=[3, 6, 9],
-        reduce_dim=64,
-        use_complex_transposed_convolution=True,
-    )
-    model = CLIPSegForImageSegmentation(config)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    assert count == 150_747_746, count
-    model.save_pretrained(folder)
-    tiny.tokenizer.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(
-        json.dumps(
-            {
-                "size": {"height": 352, "width": 352},
-                "image_mean": [0.485, 0.456, 0.406],
-                "image_std": [0.229, 0.224, 0.225],
-            }
-        )
-    )
-    return folder
 
 
 def start(model: str, method: str, data: Path, out: Path, cache: str, options: argparse.Namespace) -> fit.Session:
@@ -147,7 +111,7 @@ def main() -> None:
             splits=(0.75, 0.25, 0.0),
         )
         for model in options.model:
-            path = str(make_full_size(folder / "full")) if model == "full" else model
+            path = str(save_base_model(folder / "full")) if model == "full" else model
             for method in options.method:
                 print(json.dumps(pair(path, method, folder / "data", folder, options)), flush=True)
 

@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -43,38 +43,40 @@ def texture(shape: tuple[int, int], sigma: float, seed: int) -> np.ndarray:
     return np.asarray(field > np.quantile(field, 0.8))
 
 
-def cases() -> dict[str, Pair]:
-    small, large = (500, 600), (2000, 3000)
+def cases(small: tuple[int, int] = (500, 600), large: tuple[int, int] = (2000, 3000)) -> dict[str, Pair]:
+    """Pairs of masks by name; sizes (height, width)."""
     smooth, fine = texture(large, 40, 0), texture(large, 0.5, 0)
+    small_size, large_size = (f"{width} x {height}" for height, width in (small, large))
     return {
-        "polyp, good, 600 x 500": (
+        f"polyp, good, {small_size}": (
             ellipse(small, (0.5, 0.5), (0.2, 0.25), 0.02),
             ellipse(small, (0.51, 0.5), (0.21, 0.24), 0.03),
         ),
-        "lesion, good, 3000 x 2000": (
+        f"lesion, good, {large_size}": (
             ellipse(large, (0.5, 0.5), (0.3, 0.3), 0.02),
             ellipse(large, (0.5, 0.51), (0.31, 0.29), 0.03),
         ),
-        "lesion, elsewhere, 3000 x 2000": (
+        f"lesion, elsewhere, {large_size}": (
             ellipse(large, (0.2, 0.2), (0.1, 0.1), 0.02),
             ellipse(large, (0.8, 0.8), (0.15, 0.1), 0.03),
         ),
-        "many islands, good, 3000 x 2000": (smooth, np.roll(smooth, (3, -2), (0, 1))),
-        "speckle, 3000 x 2000": (fine, texture(large, 0.5, 1)),
+        f"many islands, good, {large_size}": (smooth, np.roll(smooth, (3, -2), (0, 1))),
+        f"speckle, {large_size}": (fine, texture(large, 0.5, 1)),
     }
 
 
-def ours(pred: np.ndarray, truth: np.ndarray) -> list[float]:
-    score = score_case(pred, truth, case_id="case", prompt="", nsd_tolerance=TOLERANCE, metrics=NAMES)
-    return [score.values[name] for name in NAMES]
+def ours(pred: np.ndarray, truth: np.ndarray, names: Sequence[str] = NAMES) -> list[float]:
+    score = score_case(pred, truth, case_id="case", prompt="", nsd_tolerance=TOLERANCE, metrics=list(names))
+    return [score.values[name] for name in names]
 
 
-def monai(pred: torch.Tensor, truth: torch.Tensor) -> list[float]:
-    return [
-        compute_dice(pred, truth, include_background=True).item(),
-        compute_hausdorff_distance(pred, truth, include_background=True, percentile=95).item(),
-        compute_surface_dice(pred, truth, [TOLERANCE], include_background=True).item(),
-    ]
+def monai(pred: torch.Tensor, truth: torch.Tensor, names: Sequence[str] = NAMES) -> list[float]:
+    known = {
+        "dice": lambda: compute_dice(pred, truth, include_background=True),
+        "hd95": lambda: compute_hausdorff_distance(pred, truth, include_background=True, percentile=95),
+        "nsd": lambda: compute_surface_dice(pred, truth, [TOLERANCE], include_background=True),
+    }
+    return [known[name]().item() for name in names]
 
 
 def timed(call: Callable[[], list[float]]) -> tuple[float, list[float]]:
