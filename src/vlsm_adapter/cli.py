@@ -1,7 +1,7 @@
 """The command ``vlsm``: each verb parses its options, then calls one function.
 
-Exit codes: 0 done; 2 something the user gave is wrong, in one line; 3 ``data check`` found something; 130 stopped by
-Ctrl-C, resumable; 1 our fault.
+Exit codes: 0 done; 2 something the user gave is wrong, in one line; 3 ``data check`` or ``doctor`` found something;
+130 stopped by Ctrl-C, resumable; 1 our fault.
 Nothing heavy is imported before a verb runs, so that ``vlsm --help`` answers at once.
 """
 
@@ -16,6 +16,11 @@ from typing import Annotated, Any
 import typer
 
 from vlsm_adapter.cli_data import Quiet, SkipBad, data_app
+from vlsm_adapter.cli_doctor import doctor
+from vlsm_adapter.cli_export import export
+from vlsm_adapter.cli_predict import predict
+from vlsm_adapter.cli_serve import serve
+from vlsm_adapter.cli_share import bundle, push
 from vlsm_adapter.cli_study import compare
 from vlsm_adapter.errors import UserError
 
@@ -42,6 +47,11 @@ def train(
     config: Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="YAML recipe.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Run folder to make.")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Continue this run; no other option.")] = None,
+    resume_from: Annotated[
+        str | None,
+        typer.Option(metavar="ADAPTER", help="Begin a new run from the weights of this adapter, run or hub id."),
+    ] = None,
+    val_data: Annotated[str | None, typer.Option(metavar="DIR", help="Validate on the val split of this data.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Class name, for data without prompts.")] = None,
     level: Annotated[str | None, typer.Option(help="Prompt level of training: p0..p9 or random.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training cases.")] = None,
@@ -64,6 +74,7 @@ def train(
     console = Console(quiet=quiet)
     options: dict[str, Any] = {
         "data.path": data,
+        "data.val_path": val_data,
         "model.name": model,
         "adapter.method": adapter,
         "data.prompt": prompt,
@@ -80,13 +91,18 @@ def train(
     }
     if resume is not None:
         given = [name for name, value in options.items() if value is not None]
-        if given or assign or config or out:
+        if given or assign or config or out or resume_from:
             raise UserError(f"--resume {resume} takes the run's own configuration: leave the other options out")
         from vlsm_adapter.train import resume as resume_run
 
         folder = resume_run(resume, console=console)
     else:
-        settings = RunConfig.load(config, options, assign or ())
+        if resume_from is not None:
+            from vlsm_adapter.resume_from import config_from
+
+            settings = config_from(resume_from, config, options, assign or ())
+        else:
+            settings = RunConfig.load(config, options, assign or ())
         name = f"{Path(settings.data.path).resolve().name}-{Path(settings.model.name).name}-{settings.adapter.method}"
         from vlsm_adapter.train import train as train_run
 
@@ -97,9 +113,12 @@ def train(
 @app.command()
 def evaluate(
     run: Annotated[Path | None, typer.Argument(metavar="RUN", help="Run folder.")] = None,
-    split: Annotated[str, typer.Option(help="train, val, test or all.")] = "test",
+    split: Annotated[str | None, typer.Option(help="train, val, test or all; by default test.")] = None,
     level: Annotated[str | None, typer.Option(help="Prompt level; by default the run's own.")] = None,
     threshold: Annotated[float | None, typer.Option(help="By default the adapter's.")] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="First choose RUN's threshold on its validation cases, and store it.")
+    ] = False,
     nsd_tolerance: Annotated[float, typer.Option(help="Of NSD, in mm where the spacing is known, else in px.")] = 2.0,
     zero_shot: Annotated[bool, typer.Option(help="Evaluate the base model beside it.")] = True,
     data: Annotated[str | None, typer.Option(metavar="DIR", help="Other data than the run's.")] = None,
@@ -115,6 +134,7 @@ def evaluate(
         int | None, typer.Option(help="Without RUN: of folds, and of splits that the data does not say.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Where to write.")] = None,
+    precision: Annotated[str, typer.Option(help="With RUN: fp32, bf16, fp16 or int8, as of predict.")] = "fp32",
     probes: Annotated[
         bool, typer.Option("--probes", help="Also ask all levels, false, swapped, absent, no and other words.")
     ] = False,
@@ -129,7 +149,6 @@ def evaluate(
     show_log(quiet=quiet)
     console = Console(quiet=quiet)
     common: dict[str, Any] = {
-        "split": split,
         "level": level,
         "threshold": threshold,
         "nsd_tolerance": nsd_tolerance,
@@ -146,59 +165,38 @@ def evaluate(
                 f"--split-file, --fold and --split-seed are for a base model alone: {run} keeps the division it was trained "
                 "on; leave them out, or give --model NAME --data DIR instead of RUN"
             )
-        folder = evaluate_run(run, zero_shot=zero_shot, data=data, base=model, **common)
+        folder = evaluate_run(
+            run,
+            split=split,
+            calibrate=calibrate,
+            zero_shot=zero_shot,
+            data=data,
+            base=model,
+            precision=precision,
+            **common,
+        )
+    elif calibrate:
+        raise UserError(
+            "--calibrate stores the threshold in the adapter of a run: give the run, vlsm evaluate RUN --calibrate"
+        )
+    elif precision != "fp32":
+        raise UserError(f"--precision {precision} is for a run: vlsm evaluate RUN --precision {precision}")
     elif model is not None and data is not None:
-        folder = evaluate_model(model, data, split_file=split_file, fold=fold, split_seed=split_seed or 0, **common)
+        folder = evaluate_model(
+            model, data, split=split or "test", split_file=split_file, fold=fold, split_seed=split_seed or 0, **common
+        )
     else:
         raise UserError("give a run folder, or a base model and data: vlsm evaluate RUN, or --model NAME --data DIR")
     console.say(f"report: {folder / 'report.md'}")
 
 
-@app.command()
-def predict(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder or adapter folder.")],
-    images: Annotated[str, typer.Argument(metavar="IMAGES", help="An image, a folder, or a pattern in quotes.")],
-    prompt: Annotated[list[str] | None, typer.Option(help="What to segment; repeat for several.")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where to write.")] = Path("predictions"),
-    threshold: Annotated[float | None, typer.Option(help="By default the adapter's.")] = None,
-    probabilities: Annotated[bool, typer.Option("--probabilities", help="Also probability maps, 16-bit PNG.")] = False,
-    overlays: Annotated[bool, typer.Option("--overlays", help="Also pictures of mask on image.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier predictions.")] = False,
-    model: Annotated[str | None, typer.Option(help="Where the base model is now, if it moved.")] = None,
-    skip_bad: SkipBad = None,
-    quiet: Quiet = False,
-) -> None:
-    """Segment images by prompt; masks are PNG at the images' own size."""
-    from vlsm_adapter.console import Console, show_log
-
-    show_log(quiet=quiet)
-    if not prompt:
-        raise UserError('--prompt is missing: say what to segment, e.g. --prompt "polyp"')
-    if any(not text.strip() for text in prompt):
-        raise UserError("--prompt is empty: say what to segment; an unset variable in quotes gives an empty prompt")
-    from vlsm_adapter.data.records import list_images
-
-    files = list_images(images)
-    from vlsm_adapter.predict import Predictor
-    from vlsm_adapter.predict_files import predict_files
-
-    console = Console(quiet=quiet)
-    predictor = Predictor.load(run, base=model, threshold=threshold)
-    report = predict_files(
-        predictor,
-        files,
-        prompt,
-        out,
-        probabilities=probabilities,
-        overlays=overlays,
-        overwrite=overwrite,
-        skip_bad=bool(skip_bad),
-        console=console,
-    )
-    console.say(str(report))
-
-
+app.command()(predict)
 app.command()(compare)
+app.command()(export)
+app.command()(serve)
+app.command()(push)
+app.command()(bundle)
+app.command()(doctor)
 
 
 @app.command()

@@ -23,6 +23,9 @@ MAY_IMPORT = {
     "interop": FOUNDATIONS | {"models", "adapters"},
     "overlays": set(),  # drawing on arrays; the data check draws outlines as evaluation does
     "data": FOUNDATIONS | {"overlays", "metrics"},
+    # What is read and written around a prediction, and how its files are named.
+    "imaging": FOUNDATIONS | {"data", "overlays", "output_names"},
+    "output_names": set(),
     "metrics": FOUNDATIONS,
     "losses": FOUNDATIONS,
 }
@@ -36,6 +39,12 @@ LIGHT = (
     "models/__init__.py",
     "cli.py",
     "cli_data.py",
+    "cli_export.py",
+    "export/__init__.py",
+    "cli_doctor.py",
+    "cli_predict.py",
+    "cli_serve.py",
+    "cli_share.py",
     "cli_study.py",
 )
 

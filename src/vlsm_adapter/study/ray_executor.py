@@ -1,4 +1,4 @@
-"""Runs on Ray: embedded in this process for one machine, or a cluster by its address. The only file that imports Ray."""
+"""Runs on Ray: embedded in this process for one machine, or a cluster by its address. The only file of the study that imports Ray."""
 
 from __future__ import annotations
 
