@@ -4,11 +4,13 @@
         [--variants onnx onnx-fp16 onnx-int8 onnx-int8-static torch openvino openvino-fp16 openvino-int8]
 
 RUN is a run or adapter folder, DATA a data folder with masks (docs/data.md). Static int8 is calibrated on 16 of its images
-that are not among the cases; with --keep the folders stay in DIR, and are taken from there the next time. Per case: the whole answer to one prompt from the decoded image to the mask at native size
-("answer"), and the answer to a further prompt on the same image ("next"). The forms take turns case by case, ``repeats``
-times, so that other work on the machine meets all alike; a ratio is the median over cases of torch's median time to the
-form's, above 1 where the form is faster. Dice is the mean over the cases at native size, "change" its difference to
-torch's in points. Prints one table, in Markdown.
+that are not among the cases. With --keep the exports stay in DIR, and are taken from there the next time.
+
+Per case: the whole answer to one prompt from the decoded image to the mask at native size ("answer"), and the answer to a
+further prompt on the same image ("next"). The forms take turns case by case, ``repeats`` times, so that other work on the
+machine meets all alike; a ratio is the median over cases of torch's median time to the form's, above 1 where the form is
+faster. Dice is the mean over the cases at native size, "change" its difference to torch's in points. Prints one table, in
+Markdown.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A transformer block of CLIP on transformers' modules, with less work and memory for what is frozen.
 
 Two thirds of a block's arithmetic is its two wide linear maps with QuickGELU between them. Written as modules, QuickGELU
-takes three passes over four times the width, and training keeps two such tensors. As x sigmoid(a x) = silu(a x) / a
-(a = 1.702), the factor fits into the scale that a matrix product has anyway: one pass, and one tensor kept.
+takes three new tensors of four times the width, and training keeps two. Where both maps are frozen they are computed
+together: one new tensor, one kept, the same values bit for bit, and one pass in the backward direction.
 """
 
 from __future__ import annotations
@@ -29,19 +29,23 @@ class _FrozenMLP(torch.autograd.Function):
         second_weight: torch.Tensor,
         second_bias: torch.Tensor,
     ) -> torch.Tensor:
-        scaled = torch.addmm(first_bias, x, first_weight.t(), beta=_FACTOR, alpha=_FACTOR)
+        inner = F.linear(x, first_weight, first_bias)
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(scaled, first_weight, second_weight)
-        # Nobody else holds it where no gradient is wanted.
-        active = F.silu(scaled, inplace=not ctx.needs_input_grad[0])
-        return torch.addmm(second_bias, active, second_weight.t(), alpha=1 / _FACTOR)
+            ctx.save_for_backward(inner, first_weight, second_weight)
+        return F.linear(_quick_gelu(inner), second_weight, second_bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        scaled, first_weight, second_weight = ctx.saved_tensors
-        inner = gradients[0] @ second_weight
-        torch.ops.aten.silu_backward.grad_input(inner, scaled, grad_input=inner)
-        return inner @ first_weight, None, None, None, None
+        inner, first_weight, second_weight = ctx.saved_tensors
+        gradient = gradients[0] @ second_weight
+        # x sigmoid(a x) is silu(a x) / a; the factor and its inverse cancel in the derivative.
+        torch.ops.aten.silu_backward.grad_input(gradient, inner * _FACTOR, grad_input=gradient)
+        return gradient @ first_weight, None, None, None, None
+
+
+def _quick_gelu(x: torch.Tensor) -> torch.Tensor:
+    """x sigmoid(1.702 x), in one new tensor."""
+    return (x * _FACTOR).sigmoid_().mul_(x)
 
 
 def quick_gelu_mlp(
@@ -50,7 +54,7 @@ def quick_gelu_mlp(
     """second(QuickGELU(first(x))).
 
     Frozen float32 maps are computed together, as long as what adapters add comes behind them; anything else runs module
-    by module. Both agree to the rounding of float32.
+    by module. Both give the same values bit for bit, so an adapter that changes nothing changes nothing.
 
     Args:
         first, second: linear maps (D to M, M to D), or layers that adapters have put in their place.
@@ -67,10 +71,7 @@ def quick_gelu_mlp(
         output = output.view(*x.shape[:-1], -1)
         return output if change is None else change(output)
     inner = first(x)
-    if not torch.is_grad_enabled() and inner.dtype == torch.float32:
-        active = F.silu(inner * _FACTOR, inplace=True).mul_(1 / _FACTOR)  # in one new tensor
-        return cast("torch.Tensor", second(active))
-    return cast("torch.Tensor", second(activation(inner)))
+    return cast("torch.Tensor", second(activation(inner) if torch.is_grad_enabled() else _quick_gelu(inner)))
 
 
 def encoder_block(block: nn.Module, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
