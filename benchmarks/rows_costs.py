@@ -15,11 +15,11 @@ from measuring import Measured, Setting, alternate, in_new_process, peak_memory
 SCRIPT = "performance.py"
 
 
-def memory(setting: Setting) -> Measured:
+def memory(setting: Setting, *, checkpointing: bool = False) -> Measured:
     """The most memory a dense training step at batch 4 holds, each way in processes of its own."""
 
     def ours() -> float:
-        return float(in_new_process(SCRIPT, "memory_of_ours", setting)["peak"])
+        return float(in_new_process(SCRIPT, "memory_of_ours", setting, checkpointing=checkpointing)["peak"])
 
     def usual() -> float:
         return float(in_new_process(SCRIPT, "memory_of_usual", setting)["peak"])
@@ -29,12 +29,14 @@ def memory(setting: Setting) -> Measured:
     return Measured(first, second, notes={"libraries_alone_mib": libraries / 2**20})
 
 
-def memory_of_ours(setting: Setting) -> dict[str, Any]:
+def memory_of_ours(setting: Setting, *, checkpointing: bool = False) -> dict[str, Any]:
     """A run of ``vlsm train`` until two steps are done."""
     from our_way import OurTraining, save_data
 
     data = save_data(setting.new_folder("data"), 8)
-    run = OurTraining(Path(setting.model), data, setting.new_folder("run"), "dense", 4)
+    run = OurTraining(
+        Path(setting.model), data, setting.new_folder("run"), "dense", 4, **{"train.checkpointing": checkpointing}
+    )
     run.epoch()
     run.close()
     return {"peak": peak_memory()}

@@ -34,7 +34,7 @@ class Job:
         folder: of the result.
         skip_bad: leave unusable cases out instead of stopping.
         about: ``run``, ``adapter``, ``training_cases`` and ``division`` (of the data, in words) of the summary; also
-            ``threshold_origin`` (in words) and ``calibration`` (of the threshold, on these cases), where there are.
+            ``precision`` of the answers, ``threshold_origin`` (in words) and ``calibration`` (of the threshold, on these cases), where there are.
         prober: asks probes beside the evaluation's prompt, or None.
     """
 
@@ -76,6 +76,7 @@ def summarise_evaluation(
         "split": job.split,
         "level": level,
         "threshold": job.protocol.threshold,
+        "precision": job.about.get("precision", "fp32"),
         "threshold_origin": job.about.get("threshold_origin"),
         "calibration": job.about.get("calibration"),
         "nsd_tolerance": job.protocol.nsd_tolerance,

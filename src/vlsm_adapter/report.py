@@ -165,6 +165,8 @@ def _headline(summary: Mapping[str, Any], variants: Sequence[str], leak_free: Le
         f"Mean [{boot['confidence']:.0%} interval: percentile bootstrap, {boot['n_boot']} resamples of {unit}]. Logits are "
         f"enlarged to each image's own size before the threshold of {summary['threshold']:g}.",
     ]
+    if summary.get("precision", "fp32") != "fp32":
+        lines += ["", f"The model answers in {summary['precision']}, not in float32."]
     if summary.get("calibration"):
         lines += [
             "",

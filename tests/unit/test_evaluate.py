@@ -17,7 +17,7 @@ from vlsm_adapter.adapters.folder import AdapterInfo
 from vlsm_adapter.config import RunConfig
 from vlsm_adapter.data.prompts import choose_prompt
 from vlsm_adapter.data.records import load_records
-from vlsm_adapter.errors import ConfigError, DataError, UserError
+from vlsm_adapter.errors import ConfigError, DataError, ModelError, UserError
 from vlsm_adapter.evaluate import evaluate_cases, evaluate_model, evaluate_run
 from vlsm_adapter.evaluation_folder import EvaluationFolder, read_scores, write_scores
 from vlsm_adapter.metrics import score_case
@@ -236,6 +236,17 @@ def test_options_change_what_they_say(make_run: Callable[..., Path], data: Path,
     other = write_data(tmp_path / "elsewhere")
     assert evaluate_run(run, data=other, level="p1").name == "elsewhere-test-p1"
     assert evaluate_run(run, level="p1", out=tmp_path / "mine") == tmp_path / "mine"
+
+
+def test_in_8_bits_the_scores_stand_beside_those_of_float32(make_run: Callable[..., Path], data: Path) -> None:
+    run = make_run(data)
+    exact, fast = evaluate_run(run, zero_shot=False), evaluate_run(run, zero_shot=False, precision="int8")
+    assert fast.name == f"{exact.name}-int8"
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (exact, fast)]
+    assert [summary["precision"].split(":")[0] for summary in summaries] == ["fp32", "int8"]
+    assert "answers in int8" in (fast / "report.md").read_text(encoding="utf-8")
+    with pytest.raises(ModelError, match="precision 'int4' is unknown"):
+        evaluate_run(run, precision="int4")
 
 
 def test_a_later_evaluation_leaves_nothing_of_an_earlier_one(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from vlsm_adapter import Predictor, attach
+from vlsm_adapter import Predictor, attach, save_adapter
 from vlsm_adapter.adapters import adapter_config, tuner
 from vlsm_adapter.errors import ModelError
 from vlsm_adapter.models.clipseg import CLIPSeg
@@ -111,3 +112,16 @@ def test_only_one_conversion(new_model: Build) -> None:
     lower_precision(model, "bf16")
     with pytest.raises(ModelError, match="in bf16 already"):
         lower_precision(model, "int8")
+
+
+def test_a_saved_adapter_answers_in_8_bits(model: CLIPSeg, base_folder: Path, tmp_path: Path) -> None:
+    adapted(model)
+    save_adapter(model, tmp_path / "adapter")
+    answers = {}
+    for precision in ("fp32", "int8"):
+        predictor = Predictor.load(tmp_path / "adapter", base=base_folder, precision=precision)
+        predictor.set_image(IMAGE)
+        answers[precision] = predictor.probabilities(["polyp"])
+        assert predictor.origin is not None
+        assert predictor.origin.precision == precision  # so that other processes load the same
+    assert 0 < np.abs(answers["int8"] - answers["fp32"]).max() < 0.05
