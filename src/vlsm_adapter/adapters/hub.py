@@ -9,6 +9,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import socket
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,11 +71,25 @@ def fetch(hub: HubId, files: tuple[str, ...]) -> Path:
     """
     from huggingface_hub import hf_hub_download
 
+    cached = not _can_be_found(endpoint())
     with hub_errors(str(hub), hub, files[0]):
-        first = Path(hf_hub_download(hub.repo, files[0], revision=hub.revision))
+        first = Path(hf_hub_download(hub.repo, files[0], revision=hub.revision, local_files_only=cached))
         for name in files[1:]:  # of the same commit, whatever is pushed meanwhile
-            hf_hub_download(hub.repo, name, revision=first.parent.name)
+            hf_hub_download(hub.repo, name, revision=first.parent.name, local_files_only=cached)
     return first.parent
+
+
+def _can_be_found(address: str) -> bool:
+    """Whether the name of the hub's machine means anything here: without a network the hub's library would try for half a
+    minute, also for a path that was mistyped."""
+    if urllib.request.getproxies():
+        return True  # the proxy finds it
+    parts = urllib.parse.urlsplit(address)
+    try:
+        socket.getaddrinfo(parts.hostname, parts.port or 443)
+    except OSError:
+        return False
+    return True
 
 
 def endpoint() -> str:
