@@ -89,6 +89,8 @@ def predict(
 
     console = Console(quiet=quiet)
     predictor = Predictor.load(run, base=model, threshold=threshold, precision=precision)
+    if precision != "fp32":
+        console.say(f"precision {predictor.precision}")
     report = predict_files(
         predictor,
         files,
