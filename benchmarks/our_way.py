@@ -114,7 +114,8 @@ class OurTraining:
 
     @property
     def precision(self) -> str:
-        return str(self.session.fabric._precision.precision)
+        lower = self.session.model.inference_precision
+        return lower if lower == "int8" else str(self.session.fabric._precision.precision)
 
     def epoch(self) -> float:
         """Train an epoch; images per second."""

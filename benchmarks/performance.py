@@ -33,7 +33,7 @@ def rows() -> dict[str, Row]:
     import rows_training as training
 
     def fastest(setting: Setting) -> Measured:
-        return training.dense(setting, batch=4, precision=setting.precision)
+        return training.dense(setting, batch=4, precision=training.fastest_precision(setting.precision))
 
     found = [
         Row("dense_4", f"{DENSE}, fp32, batch 4", "images/s", 1.3, True, partial(training.dense, batch=4)),

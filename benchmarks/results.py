@@ -7,7 +7,7 @@ from typing import Any
 
 from vlsm_adapter import files
 
-BEGIN, END = "<!-- performance: begin, written by benchmarks/performance.py -->", "<!-- performance: end -->"
+MARKS = ("<!-- performance: begin, written by benchmarks/performance.py -->", "<!-- performance: end -->")
 
 
 def write(found: dict[str, Any], out: Path, docs: Path | None = None) -> None:
@@ -19,11 +19,16 @@ def write(found: dict[str, Any], out: Path, docs: Path | None = None) -> None:
     if found["rows"]:
         plot(found, out)
     if docs is not None:
-        before, after = check_marks(docs)
-        files.write_text(docs, f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+        put_between(docs, text.strip())
 
 
-def check_marks(page: Path) -> tuple[str, str]:
+def put_between(page: Path, text: str, marks: tuple[str, str] = MARKS) -> None:
+    """Put a text between the marks of a page, in place of what is there."""
+    before, after = check_marks(page, marks)
+    files.write_text(page, f"{before}{marks[0]}\n\n{text}\n\n{marks[1]}{after}")
+
+
+def check_marks(page: Path, marks: tuple[str, str] = MARKS) -> tuple[str, str]:
     """What stands before and after the marks of ``page``.
 
     Raises:
@@ -31,10 +36,10 @@ def check_marks(page: Path) -> tuple[str, str]:
     """
     try:
         content = page.read_text(encoding="utf-8")
-        before, rest = content.split(BEGIN)
-        _, after = rest.split(END)
+        before, rest = content.split(marks[0])
+        _, after = rest.split(marks[1])
     except (OSError, ValueError):
-        raise SystemExit(f"{page}: needs the lines '{BEGIN}' and '{END}', once each") from None
+        raise SystemExit(f"{page}: needs the lines '{marks[0]}' and '{marks[1]}', once each") from None
     return before, after
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vlsm_adapter.data.division import Division
 
 LEVELS = tuple(f"p{number}" for number in range(10))
-PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed")
+PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed", "int8")
 SCHEDULES = ("cosine", "plateau", "constant")
 LOSS_NAMES = ("dice_bce", "published")
 STRATIFY = ("size", "none")
@@ -145,7 +145,9 @@ class TrainConfig:
         loss: ``dice_bce`` (1.5 Dice + 1.0 cross-entropy on logits) or ``published`` (cross-entropy on probabilities).
         patience: epochs without a better validation Dice before training stops; 0 never stops early.
         min_delta: a smaller gain of Dice does not count.
-        precision: ``auto``, ``32-true``, ``16-mixed``, ``bf16-mixed``.
+        precision: ``auto`` (16 bits where the hardware multiplies them fast, else 32), ``32-true``, ``16-mixed``,
+            ``bf16-mixed``; ``int8`` computes the encoders' frozen linear maps, and gradients through them, in 8-bit integers
+            on a CPU; what trains stays in 32 bits.
         seed: of initialisation, order and prompts.
         devices: processes that train the run together, each on a GPU of its own where there are any.
         workers: loader processes; 0 loads in the training process.
@@ -156,8 +158,8 @@ class TrainConfig:
             default a quarter of what is free.
         feature_cache_gb: disk for what memory does not hold: in the run's folder while it runs, or, where
             ``data.cache_dir`` is on, kept there for other runs.
-        checkpointing: compute the inside of image blocks again in the backward pass instead of keeping it: less memory,
-            about a third more time, the same gradients.
+        checkpointing: compute the inside of image blocks again in the backward pass instead of keeping it, and give memory
+            back to the system at once: less than half of it, about a third more time, the same gradients.
     """
 
     epochs: int = field(default=30, metadata=_between(1, 100_000))

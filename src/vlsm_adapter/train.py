@@ -32,8 +32,15 @@ from vlsm_adapter.interrupt import Interrupted, StopSignal
 from vlsm_adapter.logs import Logs, check_logs
 from vlsm_adapter.models import load_model
 from vlsm_adapter.models.base import PromptSegmenter
-from vlsm_adapter.models.low_precision import cast_frozen
-from vlsm_adapter.optimization import AUTOCAST_TYPES, choose_precision, make_optimizer
+from vlsm_adapter.models.low_precision import cast_frozen, lower_precision
+from vlsm_adapter.optimization import (
+    AUTOCAST_TYPES,
+    INT8,
+    choose_precision,
+    fabric_precision,
+    give_memory_back,
+    make_optimizer,
+)
 from vlsm_adapter.processes import (
     CommonStop,
     end_fabric,
@@ -83,7 +90,7 @@ def _run(config: RunConfig, folder: RunFolder, console: Console) -> RunFolder:
     # One that helps builds once it has joined: what is wrong there can then be told.
     under_way = folder.state_file.is_file()
     parts = None if is_further_process(config.train.devices) else build(config, console, under_way=under_way)
-    fabric = start_fabric(config.train.devices, choose_precision(config.train.precision))
+    fabric = start_fabric(config.train.devices, fabric_precision(choose_precision(config.train.precision)))
     failed = True
     try:
         if fabric.is_global_zero:
@@ -173,9 +180,12 @@ def build(config: RunConfig, console: Console, *, under_way: bool = False) -> Pa
     if config.train.checkpointing and not model.can_checkpoint:
         raise ConfigError(f"train.checkpointing is for CLIPSeg, '{config.model.name}' is {model.family}: leave it out")
     model.checkpointing = config.train.checkpointing
+    if model.checkpointing:
+        give_memory_back()
     if precision in AUTOCAST_TYPES:
         cast_frozen(model, AUTOCAST_TYPES[precision])
     begins = start_from(model, config) if config.adapter.resume_from is not None and not under_way else ""
+    computed = lower_precision(model, "int8", trains=True) if precision == INT8 else ""
     for split, level in (("train", config.data.level), ("val", config.data.eval_level)):
         for record in cases.records(split):
             choose_prompt(record, level, seed=config.train.seed)  # a case without the level is found now
@@ -197,6 +207,7 @@ def build(config: RunConfig, console: Console, *, under_way: bool = False) -> Pa
         datasets.append(dataset)
     notes = [
         str(report),
+        *([computed] if computed else []),
         *([begins] if begins else []),
         f"{cases.where}: {len(datasets[0])} training and {len(datasets[1])} validation cases, prompt level "
         f"{config.data.level}"
@@ -276,7 +287,7 @@ def set_up(parts: Parts, folder: RunFolder, console: Console, fabric: Fabric | N
     summary = _data_summary(parts)
     if folder.state_file.is_file():
         _check_same_cases(folder, summary)
-    fabric = fabric or start_fabric(1, parts.precision)
+    fabric = fabric or start_fabric(1, fabric_precision(parts.precision))
     optimizer = make_optimizer(parts.model, config.train)
     wrapped, wrapped_optimizer = fabric.setup(parts.model, optimizer)
     progress = Progress(base=parts.model.base_hash)

@@ -129,8 +129,12 @@ def _restricted(seen: Examination) -> list[Finding]:
         found.append(
             Finding(
                 "note",
-                "no bf16 instructions (AVX-512 BF16, AMX): 32-bit is the fastest precision here"
-                + (", int8 for prediction" if has.get("VNNI") else ""),
+                "no bf16 instructions (AVX-512 BF16, AMX): "
+                + (
+                    "int8 is the fastest here, train.precision=int8 and --precision int8 (its loss: docs/performance.md)"
+                    if has.get("VNNI")
+                    else "32-bit is the fastest precision here"
+                ),
             )
         )
     if not seen.onednn:
@@ -219,7 +223,9 @@ def _speed(seen: Examination) -> list[Finding]:
             Finding(
                 "advice",
                 f"the frozen encoder runs {measured.forward[best] / plain:.1f} times as fast in {SHORT[best]} as in fp32, "
-                f"which was chosen: predict with --precision {SHORT[best]} (its loss: docs/performance.md)",
+                f"which was chosen: predict with --precision {SHORT[best]}"
+                + (", train with train.precision=int8" if best == "int8" else "")
+                + " (its loss: docs/performance.md)",
             )
         )
     return found

@@ -12,7 +12,8 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.nn import functional as F
+
+from vlsm_adapter.models.low_precision import Int8Linear
 
 _FACTOR = 1.702  # of QuickGELU, OpenAI's approximation of GELU
 
@@ -21,26 +22,31 @@ class _FrozenMLP(torch.autograd.Function):
     """second(QuickGELU(first(x))) of frozen linear maps: a gradient for x alone."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        first_weight: torch.Tensor,
-        first_bias: torch.Tensor,
-        second_weight: torch.Tensor,
-        second_bias: torch.Tensor,
-    ) -> torch.Tensor:
-        inner = F.linear(x, first_weight, first_bias)
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(inner, first_weight, second_weight)
-        return F.linear(_quick_gelu(inner), second_weight, second_bias)
+    def forward(ctx: Any, x: torch.Tensor, first: nn.Module, second: nn.Module) -> torch.Tensor:
+        inner = _product(first, x)
+        ctx.save_for_backward(inner)
+        ctx.maps = first, second
+        return _product(second, _quick_gelu(inner))
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        inner, first_weight, second_weight = ctx.saved_tensors
-        gradient = gradients[0] @ second_weight
+        (inner,) = ctx.saved_tensors
+        first, second = ctx.maps
+        gradient = _transposed(second, gradients[0])
         # x sigmoid(a x) is silu(a x) / a; the factor and its inverse cancel in the derivative.
         torch.ops.aten.silu_backward.grad_input(gradient, inner * _FACTOR, grad_input=gradient)
-        return gradient @ first_weight, None, None, None, None
+        return _transposed(first, gradient, in_place=True), None, None
+
+
+def _product(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return layer.product(x) if isinstance(layer, Int8Linear) else cast("torch.Tensor", layer(x))
+
+
+def _transposed(layer: nn.Module, gradient: torch.Tensor, *, in_place: bool = False) -> torch.Tensor:
+    """The gradient with respect to the input of a frozen map; ``gradient`` may be overwritten if ``in_place``."""
+    if isinstance(layer, Int8Linear):
+        return layer.transposed(gradient, in_place=in_place)
+    return gradient @ cast("torch.Tensor", layer.weight)
 
 
 def _quick_gelu(x: torch.Tensor) -> torch.Tensor:
@@ -66,9 +72,10 @@ def quick_gelu_mlp(
     """
     outer, change = _parted(second)
     if _is_frozen_linear(first, x) and _is_frozen_linear(outer, x):
-        tensors = (first.weight, first.bias, outer.weight, outer.bias)
-        output = _FrozenMLP.apply(x.reshape(-1, x.shape[-1]), *tensors)
-        output = output.view(*x.shape[:-1], -1)
+        if torch.is_grad_enabled() and x.requires_grad:
+            output = _FrozenMLP.apply(x.reshape(-1, x.shape[-1]), first, outer).view(*x.shape[:-1], -1)
+        else:
+            output = _product(outer, _quick_gelu(_product(first, x)))
         return output if change is None else change(output)
     inner = first(x)
     return cast("torch.Tensor", second(activation(inner) if torch.is_grad_enabled() else _quick_gelu(inner)))
@@ -103,13 +110,15 @@ def _parted(layer: nn.Module) -> tuple[nn.Module, Callable[[torch.Tensor], torch
 
 
 def _is_frozen_linear(layer: nn.Module, x: torch.Tensor) -> bool:
-    """Whether a layer is a linear map as it stands, frozen, in float32, and would be computed so."""
+    """Whether a layer is a linear map as it stands, frozen, and would be computed in float32 or 8 bits."""
+    if layer._forward_hooks or layer._forward_pre_hooks or torch.is_autocast_enabled(x.device.type):
+        return False
+    if type(layer) is Int8Linear:
+        return layer.trains and x.dtype == torch.float32
     return (
         type(layer) is nn.Linear  # a subclass or wrapper may do something else
         and layer.bias is not None
         and not layer.weight.requires_grad
         and not layer.bias.requires_grad
         and layer.weight.dtype == x.dtype == torch.float32
-        and not (layer._forward_hooks or layer._forward_pre_hooks)
-        and not torch.is_autocast_enabled(x.device.type)
     )

@@ -1,15 +1,18 @@
-"""Prediction with less than 32 bits: bfloat16 or float16 by autocast, 8-bit integers for the encoders' linear maps.
+"""Less than 32 bits: bfloat16 or float16 by autocast, 8-bit integers for the encoders' frozen linear maps.
 
 The base weights are converted once, not per call. Adapters stay in float32: they are small, and switching, disabling and
 saving them works as before. What it costs in Dice is in docs/performance.md; the default is float32, whose answers are the
 same on every machine.
+
+Adapters can also be trained on maps in 8 bits: gradients pass through them as through the float32 maps that they stand for
+(straight-through), by products in 8 bits as well.
 """
 
 from __future__ import annotations
 
 import warnings
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -24,44 +27,91 @@ _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Int8Linear(nn.Module):
-    """A linear map in 8-bit integers: weights per output channel, inputs per call by their range.
+    """A frozen linear map in 8-bit integers: weights per output channel, inputs per call by their range.
 
     Args:
         linear: float32, frozen.
+        trains: adapters before it are to be trained: it keeps its transpose too, for gradients with respect to inputs.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, *, trains: bool = False) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         weight = linear.weight.detach().float()
-        scale = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
         bias = None if linear.bias is None else linear.bias.detach().float()
-        # Not a parameter: nothing trains it, and it has no float form to save.
-        self._packed: Any
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch announces that its quantised tensors will move elsewhere
-            quantised = torch.quantize_per_channel(
-                weight, scale.double(), torch.zeros(len(scale), dtype=torch.long), 0, torch.qint8
-            )
-            self._packed = torch.ops.quantized.linear_prepack(quantised, bias)
+        # Not parameters: nothing trains them, and they have no float form to save.
+        self._packed: Any = _packed(weight, bias)
+        self._transposed: Any = _packed(weight.T.contiguous(), None) if trains else None
         # Without 8-bit dot products (VNNI) pairs of products are added in 16 bits and could overflow.
         self._reduce_range = not _has_vnni()
+
+    @property
+    def trains(self) -> bool:
+        """Whether gradients pass through."""
+        return self._transposed is not None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., D) to (..., M), of the type of ``x``; rounded to 1/127 of the largest weight of a channel and to
         1/255 of the range of ``x``."""
+        if self.trains and torch.is_grad_enabled() and x.requires_grad:
+            return cast("torch.Tensor", _ThroughInt8.apply(x, self))
+        return self.product(x)
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        """What :meth:`forward` gives, without a way back."""
         output: torch.Tensor = torch.ops.quantized.linear_dynamic(
             x.float().contiguous(), self._packed, reduce_range=self._reduce_range
         )
         return output.to(x.dtype)
 
+    def transposed(self, gradient: torch.Tensor, *, in_place: bool = False) -> torch.Tensor:
+        """The gradient with respect to the input, (..., M) to (..., D).
 
-def lower_precision(model: PromptSegmenter, precision: str) -> str:
+        Each row is rounded by its own range: gradients of different tokens differ by orders of magnitude.
+
+        Args:
+            in_place: ``gradient`` may be overwritten.
+        """
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        largest = torch.maximum(rows.amax(1, keepdim=True), rows.amin(1, keepdim=True).neg_()).clamp_(min=1e-30)
+        rows = rows.div_(largest) if in_place else rows / largest
+        output: torch.Tensor = torch.ops.quantized.linear_dynamic(
+            rows, self._transposed, reduce_range=self._reduce_range
+        )
+        return output.mul_(largest).view(*gradient.shape[:-1], -1)
+
+
+class _ThroughInt8(torch.autograd.Function):
+    """An 8-bit map with its gradient for the input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, linear: Int8Linear) -> torch.Tensor:
+        ctx.linear = linear
+        return linear.product(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return ctx.linear.transposed(gradients[0]), None
+
+
+def _packed(weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+    """Weights (M, D) in 8 bits, each row by its largest, in the layout that the product wants."""
+    scale = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces that its quantised tensors will move elsewhere
+        quantised = torch.quantize_per_channel(
+            weight, scale.double(), torch.zeros(len(scale), dtype=torch.long), 0, torch.qint8
+        )
+        return torch.ops.quantized.linear_prepack(quantised, bias)
+
+
+def lower_precision(model: PromptSegmenter, precision: str, *, trains: bool = False) -> str:
     """Make a model answer in ``precision`` from now on; there is no way back but to load it again.
 
     Args:
         model: frozen, with or without adapters, on the device it will be used on.
         precision: ``fp32`` changes nothing; ``bf16``, ``fp16``; ``int8`` on a CPU only.
+        trains: adapters are to be trained through what is converted; for ``int8``.
 
     Returns:
         What was done, for a log: ``"int8: 64 of 66 linear maps of the encoders"``.
@@ -81,7 +131,7 @@ def lower_precision(model: PromptSegmenter, precision: str) -> str:
     if precision == "int8" and device != "cpu":
         raise ModelError(f"precision 'int8' is for a CPU, the model is on '{device}': use 'bf16' or 'fp16'")
     if precision == "int8":
-        told = _to_int8(model)
+        told = _to_int8(model, trains)
     else:
         cast_frozen(model, _HALF[precision])
         told = precision
@@ -111,7 +161,7 @@ def cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
                 parameter.data = parameter.data.to(dtype)
 
 
-def _to_int8(model: PromptSegmenter) -> str:
+def _to_int8(model: PromptSegmenter, trains: bool) -> str:
     engines = torch.backends.quantized.supported_engines
     torch.backends.quantized.engine = next((name for name in ("onednn", "x86", "qnnpack") if name in engines), "none")
     names = [_plain(model, site.module) for site in model.sites() if site.name in ("image", "text")]
@@ -119,14 +169,16 @@ def _to_int8(model: PromptSegmenter) -> str:
     converted = 0
     for name in linears:
         parent = model.get_submodule(name.rpartition(".")[0])
-        if _read_by_adapters(parent):
+        linear = cast("nn.Linear", model.get_submodule(name))
+        if _read_by_adapters(parent) or any(parameter.requires_grad for parameter in linear.parameters()):
             continue
-        setattr(parent, name.rpartition(".")[2], Int8Linear(model.get_submodule(name)))  # type: ignore[arg-type]
+        setattr(parent, name.rpartition(".")[2], Int8Linear(linear, trains=trains))
         converted += 1
     if not converted:
+        others = "'32-true' or 'bf16-mixed'" if trains else "'fp32' or 'bf16'"
         raise ModelError(
             f"precision 'int8': none of the {len(linears)} linear maps of the encoders can be converted with this adapter, "
-            "which works on their weights; use 'fp32' or 'bf16'"
+            f"which works on their weights; use {others}"
         )
     return f"int8: {converted} of {len(linears)} linear maps of the encoders"
 

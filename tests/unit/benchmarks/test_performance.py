@@ -83,6 +83,7 @@ def test_dense_training_takes_the_same_steps(setting: Any) -> None:
     assert len(found.notes["losses"]["ours"]) == 2
 
 
+@pytest.mark.slow  # that kept features change nothing is tested in e2e/test_feature_cache.py
 def test_cached_epochs_take_the_same_steps(setting: Any) -> None:
     import rows_training
 
@@ -143,7 +144,7 @@ def test_table_json_plot_and_page(tmp_path: Path) -> None:
     import results
 
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{results.BEGIN}\nold\n{results.END}\nafter\n")
+    page.write_text(f"before\n{results.MARKS[0]}\nold\n{results.MARKS[1]}\nafter\n")
     found = found_rows()
     results.write(found, tmp_path / "out", docs=page)
     assert json.loads((tmp_path / "out" / "performance.json").read_text()) == found

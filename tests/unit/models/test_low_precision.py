@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -125,3 +126,50 @@ def test_a_saved_adapter_answers_in_8_bits(model: CLIPSeg, base_folder: Path, tm
         assert predictor.origin is not None
         assert predictor.origin.precision == precision  # so that other processes load the same
     assert 0 < np.abs(answers["int8"] - answers["fp32"]).max() < 0.05
+
+
+# -- training ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spread", [0.0, 3.0])
+def test_the_gradient_through_a_map_in_8_bits(spread: float) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(96, 40).requires_grad_(False)
+    x = torch.randn(2, 17, 96, requires_grad=True)
+    # Rows of very different size: each is rounded by its own range.
+    gradient = torch.randn(2, 17, 40) * torch.exp(spread * torch.randn(2, 17, 1))
+    (expected,) = torch.autograd.grad(linear(x), x, gradient)
+    (got,) = torch.autograd.grad(Int8Linear(linear, trains=True)(x), x, gradient.clone())
+    error = (got - expected).norm(dim=-1) / expected.norm(dim=-1)
+    assert 0 < error.max() < 0.03
+    assert not Int8Linear(linear, trains=True)(x.detach()).requires_grad
+    zero = torch.autograd.grad(Int8Linear(linear, trains=True)(x), x, torch.zeros(2, 17, 40))[0]
+    assert torch.equal(zero, torch.zeros_like(zero))
+
+
+@pytest.mark.parametrize("method", ["dense", "adaptformer"])
+def test_training_in_8_bits_follows_float32(model: CLIPSeg, inputs: dict[str, torch.Tensor], method: str) -> None:
+    gradients = {}
+    for precision in ("fp32", "int8"):
+        one = adapted(deepcopy(model), method)
+        lower_precision(one, precision, trains=True)
+        one(**inputs).square().mean().backward()
+        gradients[precision] = {name: p.grad for name, p in one.named_parameters() if p.requires_grad}
+    both = []
+    for name, expected in gradients["fp32"].items():
+        got = gradients["int8"][name]
+        assert got is not None, name
+        assert expected is not None, name
+        both.append((got.flatten(), expected.flatten()))
+    got, expected = (torch.cat(parts) for parts in zip(*both, strict=True))
+    assert not torch.equal(got, expected)
+    assert nn.functional.cosine_similarity(got, expected, dim=0) > 0.95
+    assert got.norm() / expected.norm() == pytest.approx(1, abs=0.1)
+
+
+def test_maps_whose_biases_train_stay(model: CLIPSeg, inputs: dict[str, torch.Tensor]) -> None:
+    attach(model, adapter_config("bitfit"))
+    count, total = (int(word) for word in lower_precision(model, "int8", trains=True).split() if word.isdigit())
+    assert count < total
+    model(**inputs).square().mean().backward()
+    assert all(value.grad is not None for value in model.parameters() if value.requires_grad)
