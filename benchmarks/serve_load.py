@@ -5,11 +5,15 @@
     python benchmarks/serve_load.py                                      # starts a server of its own on tiny, two adapters
     python benchmarks/serve_load.py --clients 300 --seconds 180 --images /path/to/pictures
 
-Every client repeats: take a picture, upload it where the service does not hold it, ask one to three prompts of one to three
-adapters (the base among them), and compare each mask with the right one, which the Python library computed before. An
+Every client repeats: take a picture, upload it where it has not yet, ask one to three prompts of one to three adapters (the
+base among them). When all have ended, each mask is compared with the right one, which the Python library computed before. An
 answer may differ from it only where the probability lies within ``--tolerance`` of the threshold: sums of other prompts in
-the same pass are taken in another order. A client that is told to wait (503) waits; that is counted apart. The server is on
-the loopback interface.
+the same pass are taken in another order. A client that is told to wait (503) waits so long and asks again: times are those of the
+request that was answered, and in a row of their own those from the first time it was asked. The server is on the loopback
+interface.
+
+Times are those that a client sees. All clients are tasks of one loop; how late that loop is (``generator's own delay``) says
+how much of the times is the generator's, and the server's own clock is printed beside them.
 """
 
 from __future__ import annotations
@@ -51,15 +55,29 @@ class Truth:
     probabilities: dict[tuple[str | None, str], np.ndarray] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Mask:
+    """A mask as it was answered, and the question: picture number, adapter, prompt."""
+
+    question: tuple[int, str | None, str]
+    answered: tuple[str | None, str]  # adapter and prompt, as the answer says
+    threshold: float
+    area: int
+    png: str
+
+
 @dataclass
 class Tally:
     """What came of the requests."""
 
-    seconds: dict[str, list[float]] = field(default_factory=lambda: {"first": [], "again": [], "upload": []})
+    seconds: dict[str, list[float]] = field(
+        default_factory=lambda: {"upload": [], "first": [], "again": [], "patience": []}
+    )
     outcomes: Counter[str] = field(default_factory=Counter)
-    masks: int = 0
-    wrong: list[str] = field(default_factory=list)
+    masks: Counter[Mask] = field(default_factory=Counter)  # equal ones are kept once
+    late: list[float] = field(default_factory=list)  # seconds
     memory: list[tuple[float, float]] = field(default_factory=list)  # seconds, MiB
+    metrics: str = ""  # the server's, at the end
 
 
 def make_adapters(folder: Path) -> None:
@@ -138,74 +156,82 @@ class Server:
         return self.process.wait(timeout=120)
 
 
-async def client(
-    number: int, http: httpx.AsyncClient, images: list[Truth], tally: Tally, until: float, tolerance: float, seed: int
-) -> None:
-    """One client, until the time is over."""
+async def client(number: int, url: str, images: list[Truth], tally: Tally, until: float, seed: int) -> None:
+    """One client with a connection of its own, until the time is over."""
     choose = random.Random(seed * 100_003 + number)
     ids: dict[int, str] = {}
-    await asyncio.sleep(choose.random())
-    while time.monotonic() < until:
-        index = choose.randrange(len(images))
-        truth = images[index]
-        if index not in ids:
-            answer = await post(http, tally, "upload", "/v1/images", files={"file": ("x.png", truth.content)})
+    # One httpx client for all would look through all connections at every request, and make them wait for each other.
+    async with connection(url) as http:
+        await asyncio.sleep(choose.random())
+        while time.monotonic() < until:
+            index = choose.randrange(len(images))
+            if index not in ids:
+                file = ("x.png", images[index].content)
+                answer = await post(http, tally, "upload", "/v1/images", files={"file": file})
+                if answer is None:
+                    continue
+                ids[index] = answer["image_id"]
+            adapters = choose.sample([None, *ADAPTERS], choose.randint(1, 3))
+            prompts = choose.sample(PROMPTS, choose.randint(1, 3))
+            queries = [{"prompt": prompt, "adapter": adapter} for adapter in adapters for prompt in prompts]
+            body = {"image_id": ids[index], "queries": queries, "return": "mask"}
+            answer = await post(http, tally, "segment", "/v1/segment", json=body)
             if answer is None:
+                ids.pop(index, None)  # perhaps it is no longer held
                 continue
-            ids[index] = answer["image_id"]
-        adapters = choose.sample([None, *ADAPTERS], choose.randint(1, 3))
-        prompts = choose.sample(PROMPTS, choose.randint(1, 3))
-        queries = [{"prompt": prompt, "adapter": adapter} for adapter in adapters for prompt in prompts]
-        body = {"image_id": ids[index], "queries": queries, "return": "mask"}
-        answer = await post(http, tally, "segment", "/v1/segment", json=body)
-        if answer is None:
-            ids.pop(index, None)  # perhaps it is no longer held
-            continue
-        for query, result in zip(queries, answer["results"], strict=True):
-            tally.masks += 1
-            if problem := differs(truth, query, result, tolerance):
-                tally.wrong.append(problem)
+            for query, result in zip(queries, answer["results"], strict=True):
+                question, answered = (index, query["adapter"], query["prompt"]), (result["adapter"], result["prompt"])
+                tally.masks[Mask(question, answered, result["threshold"], result["area_px"], result["png"])] += 1
 
 
-def differs(truth: Truth, query: dict, result: dict, tolerance: float) -> str | None:
-    """What is wrong with a result, if anything."""
-    asked = (query["adapter"], query["prompt"])
-    if (result["adapter"], result["prompt"]) != asked:
-        return f"{asked}: answered for {result['adapter']}, {result['prompt']}"
-    right = truth.probabilities[asked]
-    with Image.open(io.BytesIO(base64.b64decode(result["png"]))) as picture:
-        mask = np.asarray(picture) > 127
-    if mask.shape != right.shape:
-        return f"{asked}: size {mask.shape} for {right.shape}"
-    if result["area_px"] != int(mask.sum()):
-        return f"{asked}: area {result['area_px']} of a mask of {int(mask.sum())}"
-    threshold = result["threshold"]
-    off = (mask != (right > threshold)) & (np.abs(right - threshold) > tolerance)
+def connection(url: str) -> httpx.AsyncClient:
+    """A client without proxies; ``verify``: no certificates are read for plain HTTP."""
+    return httpx.AsyncClient(base_url=url, timeout=120, trust_env=False, verify=False)
+
+
+def differs(images: list[Truth], mask: Mask, tolerance: float) -> str | None:
+    """What is wrong with a mask, if anything."""
+    index, *asked = mask.question
+    if mask.answered != tuple(asked):
+        return f"{asked}: answered for {mask.answered}"
+    right = images[index].probabilities[mask.answered]
+    with Image.open(io.BytesIO(base64.b64decode(mask.png))) as picture:
+        found = np.asarray(picture) > 127
+    if found.shape != right.shape:
+        return f"{asked}: size {found.shape} for {right.shape}"
+    if mask.area != int(found.sum()):
+        return f"{asked}: area {mask.area} of a mask of {int(found.sum())}"
+    off = (found != (right > mask.threshold)) & (np.abs(right - mask.threshold) > tolerance)
     return f"{asked}: {int(off.sum())} pixels" if off.any() else None
 
 
 async def post(http: httpx.AsyncClient, tally: Tally, kind: str, path: str, **content: object) -> dict | None:
-    """One request; None where it got no answer, after waiting as told."""
-    started = time.perf_counter()
-    try:
-        response = await http.post(path, **content)  # type: ignore[arg-type]
-    except httpx.HTTPError as error:
-        tally.outcomes[f"{kind}: {type(error).__name__}"] += 1
-        return None
-    seconds = time.perf_counter() - started
-    tally.outcomes[f"{kind}: {response.status_code}"] += 1
-    if response.status_code == 503:
+    """The answer; None where there is none. Told to wait (503), it waits so long and asks again."""
+    first = time.perf_counter()
+    while True:
+        started = time.perf_counter()
+        try:
+            response = await http.post(path, **content)  # type: ignore[arg-type]
+        except httpx.HTTPError as error:
+            tally.outcomes[f"{kind}: {type(error).__name__}"] += 1
+            return None
+        ended = time.perf_counter()
+        tally.outcomes[f"{kind}: {response.status_code}"] += 1
+        if response.status_code != 503:
+            break
         await asyncio.sleep(int(response.headers["retry-after"]))
     if response.status_code != 200:
         return None
     answer = response.json()
-    tally.seconds["upload" if kind == "upload" else "again" if answer["cached"] else "first"].append(seconds)
+    tally.seconds["upload" if kind == "upload" else "again" if answer["cached"] else "first"].append(ended - started)
+    if kind == "segment":
+        tally.seconds["patience"].append(ended - first)
     return answer
 
 
 async def watch(url: str, tally: Tally, started: float, until: float) -> None:
     """The server's memory, every two seconds, as it tells Prometheus."""
-    async with httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as http:
+    async with connection(url) as http:
         while time.monotonic() < until:
             text = (await http.get("/metrics")).text
             found = re.search(r"^process_resident_memory_bytes (\S+)$", text, re.M)
@@ -214,24 +240,29 @@ async def watch(url: str, tally: Tally, started: float, until: float) -> None:
             await asyncio.sleep(2)
 
 
+async def watch_self(tally: Tally, until: float) -> None:
+    """How late this process comes to what is due, fifty times a second."""
+    while time.monotonic() < until:
+        started = time.perf_counter()
+        await asyncio.sleep(0.02)
+        tally.late.append(time.perf_counter() - started - 0.02)
+
+
 async def load(url: str, images: list[Truth], options: argparse.Namespace) -> Tally:
     """All clients at once."""
     tally = Tally()
     started = time.monotonic()
     until = started + options.seconds
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits, trust_env=False) as http:
-        clients = [
-            client(number, http, images, tally, until, options.tolerance, options.seed)
-            for number in range(options.clients)
-        ]
-        await asyncio.gather(watch(url, tally, started, until), *clients)
+    clients = [client(number, url, images, tally, until, options.seed) for number in range(options.clients)]
+    await asyncio.gather(watch(url, tally, started, until), watch_self(tally, until), *clients)
+    async with connection(url) as http:
+        tally.metrics = (await http.get("/metrics")).text
     return tally
 
 
 async def alone(url: str, image: Truth) -> list[float]:
     """Seconds of the first and of the second prompt on an image, nobody else asking."""
-    async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as http:
+    async with connection(url) as http:
         held = (await http.post("/v1/images", files={"file": ("x.png", image.content)})).json()
         await http.delete(f"/v1/images/{held['image_id']}")
         held = (await http.post("/v1/images", files={"file": ("x.png", image.content)})).json()
@@ -244,24 +275,48 @@ async def alone(url: str, image: Truth) -> list[float]:
         return seconds
 
 
-def report(tally: Tally, seconds: float, single: list[float]) -> bool:
-    """Print it all; whether every answer was right."""
+def report(tally: Tally, images: list[Truth], options: argparse.Namespace, single: list[float]) -> bool:
+    """Check every mask and print it all; whether every answer was right."""
+    wrong: Counter[str] = Counter()
+    for mask, count in tally.masks.items():
+        if problem := differs(images, mask, options.tolerance):
+            wrong[problem] += count
     print(f"alone: first prompt on an image {single[0] * 1000:.0f} ms, second {single[1] * 1000:.0f} ms")
     print(f"outcomes: {dict(sorted(tally.outcomes.items()))}")
     answered = len(tally.seconds["first"]) + len(tally.seconds["again"])
-    print(f"{answered / seconds:.1f} answers/s, {tally.masks} masks checked, {len(tally.wrong)} wrong")
+    masks = tally.masks.total()
+    print(f"{answered / options.seconds:.1f} answers/s, {masks} masks checked, {wrong.total()} wrong")
     print("| request | n | p50 ms | p95 ms | p99 ms | max ms |\n|---|---|---|---|---|---|")
-    named = {"upload": "upload", "first": "segment, some encoding new", "again": "segment, all encodings kept"}
+    named = {
+        "upload": "upload",
+        "first": "segment, some encoding new",
+        "again": "segment, all encodings kept",
+        "patience": "segment, from the first time it was asked",
+    }
     for kind, name in named.items():
         if times := tally.seconds[kind]:
-            values = [*np.percentile(times, (50, 95, 99)), max(times)]
-            print(f"| {name} | {len(times)} | {' | '.join(f'{value * 1000:.0f}' for value in values)} |")
+            print(f"| {name} | {len(times)} | {' | '.join(percentiles(times))} |")
+    print(
+        f"generator's own delay ms: p50 {', p95 '.join(percentiles(tally.late)[:2])}, max {percentiles(tally.late)[3]}"
+    )
+    for route in ("/v1/images", "/v1/segment"):
+        labels = rf'{{method="POST",route="{route}",status="200"}} (\S+)$'
+        count, total = (
+            re.search(rf"^vlsm_request_seconds_{part}{labels}", tally.metrics, re.M) for part in ("count", "sum")
+        )
+        if count and total:
+            print(f"by the server's clock: {route} {float(total[1]) / float(count[1]) * 1000:.0f} ms in the mean")
     if tally.memory:
         marks = [tally.memory[len(tally.memory) * part // 4] for part in range(4)] + [tally.memory[-1]]
         print("memory MiB: " + ", ".join(f"{value:.0f} at {at:.0f} s" for at, value in marks))
-    for problem in tally.wrong[:10]:
+    for problem in list(wrong)[:10]:
         print("WRONG", problem)
-    return not tally.wrong
+    return not wrong
+
+
+def percentiles(seconds: list[float]) -> list[str]:
+    """The 50th, 95th and 99th percentile and the maximum, in whole milliseconds."""
+    return [f"{value * 1000:.0f}" for value in [*np.percentile(seconds, (50, 95, 99)), max(seconds)]]
 
 
 def main() -> int:
@@ -290,7 +345,7 @@ def main() -> int:
         finally:
             code = server.stop()
     print(f"{options.clients} clients, {options.seconds:g} s, {len(images)} pictures, {os.cpu_count()} cores")
-    right = report(tally, options.seconds, single)
+    right = report(tally, images, options, single)
     print(f"server ended with {code}")
     unexpected = [name for name in tally.outcomes if not re.search(r": (200|503)$", name)]
     return 0 if right and not unexpected and code == 0 else 1

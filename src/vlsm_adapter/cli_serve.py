@@ -38,7 +38,7 @@ def serve(
     max_pixels: Annotated[int, typer.Option(help="Of a picture.")] = 25_000_000,
     max_frames: Annotated[int, typer.Option(help="Pictures of an upload.")] = 2000,
     max_prompts: Annotated[int, typer.Option(help="Per request.")] = 32,
-    queue: Annotated[int, typer.Option(help="Questions that may wait.")] = 256,
+    queue: Annotated[int, typer.Option(help="Questions that may wait.")] = 1024,
     timeout: Annotated[float, typer.Option(metavar="SECONDS", help="From a request to its answer.")] = 60,
     image_cache: Annotated[float, typer.Option(metavar="MIB", help="Images kept in memory.")] = 1024,
     encoding_cache: Annotated[float, typer.Option(metavar="MIB", help="Encodings kept in memory.")] = 512,

@@ -16,6 +16,8 @@ from __future__ import annotations
 import base64
 import enum
 import io
+import math
+import operator
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +38,7 @@ class _Own(enum.Enum):
     ADAPTER = "the client's own"
 
 
+_NO_IMAGE = "no image is set: call set_image(image) before asking prompts"
 OWN = _Own.ADAPTER
 """The adapter that the client was made with; None is the base model as it is."""
 
@@ -84,7 +87,7 @@ class Client:
         retries: further attempts when the service is busy, each after the time it asks for.
 
     Raises:
-        ConfigError: httpx is not installed.
+        ConfigError: httpx is not installed, or the token holds what no header can carry.
 
     Attributes:
         timing: of the last answer, or None.
@@ -104,6 +107,8 @@ class Client:
             import httpx
         except ImportError as error:
             raise ConfigError("the client needs httpx: pip install 'vlsm-adapter[web]'") from error
+        if token is not None and not all("!" <= char <= "~" for char in token):
+            raise ConfigError("the token holds characters other than letters, digits and signs of ASCII: check it")
         self.url = url.rstrip("/")
         self.adapter = adapter
         self.timing: Timing | None = None
@@ -186,8 +191,15 @@ class Client:
         """
         if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.ndim != 2:
             raise UserError("the mask must be a bool array (H, W)")
+        _check_text(prompt)
+        if self.image_size is None:
+            raise UserError(_NO_IMAGE)
+        if self.image_size != mask.shape:
+            raise UserError(
+                f"the mask has shape {mask.shape}, the image {self.image_size}: give one of the image's size"
+            )
         content = _png(mask.astype(np.uint8) * 255)
-        body = {"frame": frame, "prompt": prompt, "adapter": self._named(adapter), "png": _text(content)}
+        body = {"frame": _whole(frame), "prompt": prompt, "adapter": self._named(adapter), "png": _text(content)}
         return str(self._about_image("/v1/corrections", body)["record"])
 
     # -- adapters --------------------------------------------------------------------------------------------------
@@ -242,15 +254,17 @@ class Client:
             raise UserError(f"prompts is one string: give a list of texts, [{prompts!r}]")
         if not prompts:
             raise UserError("no prompt: give at least one text that names what to find, such as 'polyp'")
-        asked = self._named(adapter)
-        queries = [{"prompt": prompt, "adapter": asked, "threshold": threshold} for prompt in prompts]
-        answer = self._about_image("/v1/segment", {"frame": frame, "queries": queries, "return": form})
+        for prompt in prompts:
+            _check_text(prompt)
+        asked, least = self._named(adapter), None if threshold is None else _threshold(threshold)
+        queries = [{"prompt": prompt, "adapter": asked, "threshold": least} for prompt in prompts]
+        answer = self._about_image("/v1/segment", {"frame": _whole(frame), "queries": queries, "return": form})
         self.timing = Timing(**answer["milliseconds"], cached=answer["cached"])
         return [_grey(result["png"]) for result in answer["results"]]
 
     def _about_image(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         if self.image is None or self._file is None:
-            raise UserError("no image is set: call set_image(image) before asking prompts")
+            raise UserError(_NO_IMAGE)
         try:
             return self._json("POST", path, json={**body, "image_id": self.image["image_id"]})
         except ServiceError as error:
@@ -331,6 +345,31 @@ def _grey(text: str) -> np.ndarray:
     """uint8 (H, W) of a PNG in base64."""
     with Image.open(io.BytesIO(base64.b64decode(text)), formats=("PNG",)) as picture:
         return np.asarray(picture.convert("L"))
+
+
+def _check_text(prompt: object) -> None:
+    if not isinstance(prompt, str) or any("\ud800" <= char <= "\udfff" for char in prompt):
+        raise UserError(f"prompt {prompt!r} is not Unicode text: give a string")
+
+
+def _threshold(value: float) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number <= 1:
+        raise UserError(f"threshold {value!r}: must be a probability, a number from 0 to 1")
+    return number
+
+
+def _whole(frame: int) -> int:
+    try:
+        number = operator.index(frame)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise UserError(f"frame {frame!r}: must be a whole number from 0")
+    return number
 
 
 def _text(content: bytes) -> str:

@@ -19,7 +19,7 @@ import httpx
 
 from vlsm_adapter import client as module
 from vlsm_adapter.client import Client, ServiceError
-from vlsm_adapter.errors import UserError
+from vlsm_adapter.errors import ConfigError, UserError
 
 IMAGE = {"image_id": "a" * 32, "name": "x", "kind": "picture", "width": 6, "height": 4, "frames": 1, "spacing": None}
 MASK = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
@@ -135,6 +135,43 @@ def test_misuse(talk: Callable) -> None:
         client.predict([])
     with pytest.raises(UserError, match="bool"):
         client.correct("polyp", np.zeros((4, 6)))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda client: client.predict(["a"], threshold=float("nan")), "threshold nan"),
+        (lambda client: client.predict(["a"], threshold="high"), "threshold 'high'"),
+        (lambda client: client.predict(["a"], frame=1.5), "frame 1.5"),
+        (lambda client: client.probabilities(["a"], frame=-1), "frame -1"),
+        (lambda client: client.predict([3]), "prompt 3"),
+        (lambda client: client.predict(["\ud800"]), "not Unicode"),
+        (lambda client: client.correct("a", np.zeros((0, 0), bool)), r"shape \(0, 0\), the image \(4, 6\)"),
+        (lambda client: client.correct(None, np.zeros((4, 6), bool)), "prompt None"),
+    ],
+)
+def test_what_cannot_be_sent(talk: Callable, call: Callable[[Client], object], words: str) -> None:
+    client, requests = talk(IMAGE)
+    client.set_image(b"x")
+    with pytest.raises(UserError, match=words) as error:
+        call(client)
+    assert "\n" not in str(error.value)
+    assert len(requests) == 1
+
+
+def test_numbers_of_numpy_are_numbers(talk: Callable) -> None:
+    client, requests = talk(IMAGE, answer())
+    client.set_image(b"x")
+    client.predict(["a"], threshold=np.float32(0.5), frame=np.int64(2))
+    body = json.loads(requests[1].content)
+    assert (body["queries"][0]["threshold"], body["frame"]) == (0.5, 2)
+
+
+def test_a_token_that_no_header_carries_is_refused_and_not_shown() -> None:
+    for token in ("w\u00f6rter-und-zeichen", "two words of a token", "line\nline-line-line"):
+        with pytest.raises(ConfigError, match="token") as error:
+            Client(token=token)
+        assert token not in str(error.value)
 
 
 def test_names_of_adapters_stay_one_part_of_the_path(talk: Callable) -> None:

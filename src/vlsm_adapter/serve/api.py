@@ -164,6 +164,7 @@ def _add_masks(app: FastAPI, service: Service) -> None:
 
 
 def _add_operations(app: FastAPI, service: Service) -> None:
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", tags=["operation"])
     async def health() -> schema.Health:
         """Whether the process works; an answer other than 200 means: restart it."""
@@ -171,6 +172,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
             raise Refused(503, "the model's thread has ended")
         return schema.Health(status="ok")
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", tags=["operation"])
     async def ready() -> schema.Health:
         """Whether to send requests here now."""
@@ -198,6 +200,7 @@ def _add_pages(app: FastAPI) -> None:
             return Response(status_code=304, headers=headers)
         return Response(file.content, headers={**headers, "Content-Type": file.media_type})
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def page(request: Request) -> Response:
         return from_memory(request, "index.html")
@@ -251,11 +254,18 @@ async def _invalid(_: Request, error: Exception) -> Response:
     for part in where:
         field += f"[{part}]" if isinstance(part, int) else f".{part}" if field else str(part)
     message = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = "unknown field; see /docs"
     return JSONResponse({"error": f"{field or 'the body'}: {message}", "field": field or None}, 422)
 
 
 async def _http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    messages = {404: "no such page; see /docs", 405: "not with this method; see /docs"}
+    # 400: JSON that Python's reader gives up on, such as a thousand brackets in each other.
+    messages = {
+        400: "the body is not JSON that can be read",
+        404: "no such page; see /docs",
+        405: "not with this method; see /docs",
+    }
     message = messages.get(error.status_code, "the request cannot be read")
     return JSONResponse({"error": message, "field": None}, error.status_code, error.headers)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -39,7 +40,7 @@ class Corrections:
         now: the time.
 
     Raises:
-        UserError: the folder holds a data set that does not come from here, or cannot be read.
+        UserError: the folder holds a data set that does not come from here, or cannot be read or written.
     """
 
     def __init__(self, folder: str | Path, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
@@ -49,6 +50,9 @@ class Corrections:
             raise UserError(f"{folder}: is a file; give a folder for corrections")
         if self.folder.is_dir() and any(self.folder.iterdir()) and not self._manifest.is_file():
             raise UserError(f"{folder}: is not empty and holds no corrections: give a new folder")
+        there = next(place for place in (self.folder, *self.folder.absolute().parents) if place.exists())
+        if not os.access(there, os.W_OK | os.X_OK):  # said now, not to whoever has just corrected a mask
+            raise UserError(f"{there}: cannot be written; choose another folder for corrections")
         self._records()
 
     @property
@@ -66,7 +70,7 @@ class Corrections:
         adapter: str | None,
         spacing: tuple[float, float] | None,
     ) -> tuple[str, int]:
-        """Save a mask; one of the same picture and prompt is superseded, its file stays.
+        """Save a mask; another of the same picture and prompt is superseded, its file stays. The same again changes nothing.
 
         Args:
             image_id, frame: which picture; all pictures of one upload form a group, which no split divides.
@@ -88,6 +92,9 @@ class Corrections:
         with self._alone():
             records = self._records()
             before = records.get(case_id)
+            content = png(mask.astype(np.uint8) * 255)
+            if before and before.get("adapter") == adapter and self._holds(before["mask"], content):
+                return case_id, len(records)
             revision = before["revision"] + 1 if before else 1
             # A crash may have left a mask without a record; it is no revision, and nothing is written over it.
             while (self.folder / f"masks/{case_id}_r{revision}.png").exists():
@@ -107,11 +114,17 @@ class Corrections:
             }
             if not (self.folder / record["image"]).exists():
                 files.write_bytes(self.folder / record["image"], png(picture))
-            files.write_bytes(self.folder / record["mask"], png(mask.astype(np.uint8) * 255))
+            files.write_bytes(self.folder / record["mask"], content)
             records[case_id] = record
             lines = [json.dumps(value, ensure_ascii=False, allow_nan=False) for value in records.values()]
             files.write_text(self._manifest, "\n".join(lines) + "\n")
             return case_id, len(records)
+
+    def _holds(self, name: str, content: bytes) -> bool:
+        try:
+            return (self.folder / name).read_bytes() == content
+        except OSError:
+            return False
 
     def _records(self) -> dict[str, dict[str, Any]]:
         """Records by case id, in order of their first saving."""
@@ -150,4 +163,6 @@ class Corrections:
                     if time.monotonic() > end:
                         raise
                     time.sleep(0.02)
+                except OSError as error:
+                    raise UserError(f"{self.folder}: cannot be written ({error.strerror or error})") from None
             yield

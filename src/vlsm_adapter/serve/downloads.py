@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,10 +74,11 @@ Layers = dict[str, dict[int, Wanted]]  # name of a structure to its mask on each
 
 def _layers(masks: Sequence[Wanted]) -> Layers:
     layers: Layers = {}
+    asked = {(wanted.prompt, wanted.adapter) for wanted in masks}
+    answers = Counter(prompt for prompt, _ in asked)  # of several adapters to the same prompt, each says whose it is
     for number, wanted in enumerate(masks):
-        name = wanted.prompt
-        if wanted.frame in layers.get(name, {}):  # the same prompt, asked of several adapters
-            name = f"{wanted.prompt} ({wanted.adapter or 'base model'})"
+        several = answers[wanted.prompt] > 1
+        name = f"{wanted.prompt} ({wanted.adapter or 'base model'})" if several else wanted.prompt
         if wanted.frame in layers.get(name, {}):
             raise Refused(422, f"'{wanted.prompt}' is given twice for one frame", field=f"masks[{number}].prompt")
         layers.setdefault(name, {})[wanted.frame] = wanted

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from vlsm_adapter.serve.answers import Form
 from vlsm_adapter.serve.images import clean_name
 from vlsm_adapter.serve.problems import Refused
+from vlsm_adapter.serve.schema import plain_prompt
 from vlsm_adapter.serve.settings import ServeSettings
 
 _FIELDS = frozenset({"file", "prompt", "adapter", "threshold", "frame", "return"})
@@ -99,9 +100,10 @@ async def _uploaded(form: FormData) -> Uploaded:
     if not isinstance(file, UploadFile):
         raise Refused(422, "no file: send it as the field 'file', with a file name", field="file")
     texts = {name: [value for value in form.getlist(name) if isinstance(value, str)] for name in _FIELDS}
-    prompts = [text.strip() for text in texts["prompt"]]
-    if not all(prompts):
-        raise Refused(422, "a prompt is empty: say what to segment", field="prompt")
+    try:
+        prompts = [plain_prompt(text) for text in texts["prompt"]]
+    except ValueError as error:
+        raise Refused(422, f"a prompt {error}", field="prompt") from None
     given = Uploaded(content=b"", name=clean_name(file.filename), prompts=prompts)
     if texts["adapter"]:
         given.adapters = list(dict.fromkeys(text or None for text in texts["adapter"]))

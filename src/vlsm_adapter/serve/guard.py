@@ -42,6 +42,7 @@ _BODIES = {
     "/v1/corrections": "application/json",
 }
 _WITH_FILES = frozenset(_BODIES) - {"/v1/segment"}
+CLIENT_GONE = 499  # in log and metrics: nobody was there to be answered
 _BODY_SECONDS = 60.0  # for a client to send its body
 _DRAIN_SECONDS = 5.0  # that a refused client may go on sending, so that it comes to read the answer
 
@@ -75,7 +76,7 @@ class Guard:
         try:
             try:
                 self._check(scope)
-                await self._app(scope, request.receive, request.send)
+                await self._answer(scope, request)
             except Exception:
                 if request.refused is None:
                     raise
@@ -96,6 +97,26 @@ class Guard:
             metrics.answered(scope["method"], route, request.status, seconds)
             if not _is_routine(route):
                 logger.info("%s %s %d %.0f ms", scope["method"], route, request.status, seconds * 1000)
+
+    async def _answer(self, scope: Scope, request: _Request) -> None:
+        """Run the routes. Where the client goes before its answer, they are cancelled, and its questions leave the queue.
+
+        Raises:
+            Refused: it went.
+        """
+        work = asyncio.ensure_future(self._app(scope, request.receive, request.send))
+        gone = asyncio.ensure_future(request.gone())
+        try:
+            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not work.done() and not request.answered:
+                work.cancel()
+            await asyncio.wait((work,))
+        finally:
+            gone.cancel()
+            work.cancel()
+        if work.cancelled():
+            raise Refused(CLIENT_GONE, "the client is gone")
+        work.result()
 
     def _check(self, scope: Scope) -> None:
         headers, path = Headers(scope=scope), scope["path"]
@@ -142,6 +163,11 @@ class Guard:
         self._held += count
         self._service.metrics.body_bytes.set(self._held)
 
+    @property
+    def stopping(self) -> bool:
+        """Whether the service was told to stop."""
+        return self._service.stopping
+
     def most_body(self, path: str) -> int:
         """Bytes that a request to ``path`` may have."""
         return (
@@ -157,16 +183,18 @@ class _Request:
         self.status = 0
         self.body_bytes = 0
         self.refused: Refused | None = None
+        self.answered = False
         self._guard, self._scope, self._receive, self._send = guard, scope, receive, send
         self._most = guard.most_body(scope["path"])
         self._until = time.monotonic() + _BODY_SECONDS
         self._whole = False
+        self._sent_all = asyncio.Event()
 
     async def receive(self) -> Message:
         """The next part of the body.
 
         Raises:
-            Refused: 413, too large; 408, too slow; 503, the server holds too much.
+            Refused: 413, too large; 408, too slow; 499, the client went; 503, the server holds too much, or is to stop.
         """
         if self._whole:  # the client goes, which may be never
             return await self._receive()
@@ -174,21 +202,40 @@ class _Request:
             stated = Headers(scope=self._scope).get("content-length", "")
             if stated.isdecimal() and int(stated[:20]) > self._most:
                 raise self._too_large()
-            message = await asyncio.wait_for(self._receive(), self._until - time.monotonic())
+            message = await self._next()
             if message["type"] == "http.request":
                 count = len(message.get("body", b""))
                 self._whole = not message.get("more_body", False)
+                if self._whole:
+                    self._sent_all.set()
                 if self.body_bytes + count > self._most:
                     raise self._too_large()
                 self._guard.hold(count)
                 self.body_bytes += count
+            elif message["type"] == "http.disconnect":
+                raise Refused(CLIENT_GONE, "the client is gone")
             return message
-        except TimeoutError:
-            self.refused = Refused(408, f"the body did not come within {_BODY_SECONDS:g} s")
-            raise self.refused from None
         except Refused as refused:
             self.refused = refused  # whatever the routes make of it
             raise
+
+    async def _next(self) -> Message:
+        """What the client sends next, if it comes in time and before the service is told to stop."""
+        while True:
+            left = self._until - time.monotonic()
+            try:
+                return await asyncio.wait_for(self._receive(), min(left, 1.0))
+            except TimeoutError:
+                if left <= 1.0:
+                    raise Refused(408, f"the body did not come within {_BODY_SECONDS:g} s") from None
+                if self._guard.stopping:
+                    raise busy("the service is stopping", 5) from None
+
+    async def gone(self) -> None:
+        """Return when the client has gone, or has its answer; while its body is read, the reader notices."""
+        await self._sent_all.wait()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
 
     async def send(self, message: Message) -> None:
         """A part of the answer."""
@@ -202,10 +249,15 @@ class _Request:
             headers.setdefault("Cache-Control", "no-store")
             headers["X-Request-Id"] = self.number
         await self._send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self.answered = True
 
     async def refuse(self, refused: Refused) -> None:
         """Answer with an error, if no answer has begun."""
         if self.status:
+            return
+        if refused.status == CLIENT_GONE:
+            self.status = CLIENT_GONE
             return
         self.refused = None
         content = json.dumps(refused.body()).encode()

@@ -214,7 +214,7 @@ def _run(app: Any, service: Service, listening: socket.socket, on_start: Callabl
         limit_concurrency=4 * service.settings.most_requests,  # connections, those that send nothing among them
         h11_max_incomplete_event_size=64 * 1024,
     )
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # not a line for whatever knocks at the port
     # Readers of images quote odd values of headers, a patient's name among them.
     warnings.simplefilter("ignore")
     for reader in ("pydicom", "highdicom", "nibabel", "PIL", "python_multipart"):

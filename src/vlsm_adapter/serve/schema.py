@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-# Blank is as good as missing; what the limits allow is checked where the settings are known.
+
+def plain_prompt(text: str) -> str:
+    """``text`` without blanks around it.
+
+    Raises:
+        ValueError: nothing in it can be seen, or it holds control characters.
+    """
+    text = text.strip()
+    kinds = [unicodedata.category(char) for char in text]
+    if all(kind[0] in "CZ" for kind in kinds):
+        raise ValueError("is empty: say what to segment")
+    if any(kind == "Cc" and not char.isspace() for kind, char in zip(kinds, text, strict=True)):
+        raise ValueError("holds control characters: send plain text")
+    return text
+
+
+# What the limits allow is checked where the settings are known.
 Prompt = Annotated[
-    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=10_000), Field(examples=["polyp"])
+    str, StringConstraints(max_length=10_000), AfterValidator(plain_prompt), Field(examples=["polyp"], min_length=1)
 ]
 Name = Annotated[str, StringConstraints(max_length=200)]
-Threshold = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Frame = Annotated[int, Field(ge=0, description="Page, frame or slice, counted from 0.")]
+# Strict: true is no threshold, and "1" no frame.
+Threshold = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)]
+Frame = Annotated[int, Field(ge=0, strict=True, description="Page, frame or slice, counted from 0.")]
 ImageId = Annotated[str, StringConstraints(max_length=100)]
 
 

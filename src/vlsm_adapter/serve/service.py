@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+import torch
 
 from vlsm_adapter.errors import UserError
 from vlsm_adapter.models.base import ImageFeatures
@@ -74,6 +76,22 @@ class Service:
         self.metrics = Metrics(caches, lambda: len(self.worker), lambda: len(self.engine.loaded))
         self.worker = Worker(self.engine.answer, settings.queue, on_batch=self.metrics.batch)
         self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="vlsm-pictures")
+        self._share_cores()
+
+    def _share_cores(self) -> None:
+        """One core for each thread that handles pictures: a map is quickly resized, and split over cores that the model
+        uses too it waits a hundred times as long for the last of them."""
+        together = threading.Barrier(self.settings.threads)
+
+        def alone() -> None:
+            together.wait(60)  # else the first thread would take all of these
+            torch.get_num_threads()  # at its first use in a thread torch sets the number of the process
+            torch.set_num_threads(1)
+
+        cores = torch.get_num_threads()
+        wait([self._pool.submit(alone) for _ in range(self.settings.threads)])
+        # OpenMP keeps the number by thread, MKL for all of them: the model, which alone uses MKL, says its own last.
+        self.worker.run(lambda: torch.set_num_threads(cores)).result()
 
     def warm_up(self) -> None:
         """Ask something once, so that the first client does not wait for what is made ready at the first use."""

@@ -60,7 +60,7 @@ class ServeSettings:
     most_answer_pixels: int = 200_000_000
     most_adapters: int = 8
     most_requests: int = 512
-    queue: int = 256
+    queue: int = 1024
     timeout: float = 60.0
     image_cache_bytes: int = 1024 * MIB
     encoding_cache_bytes: int = 512 * MIB

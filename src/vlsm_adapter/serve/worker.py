@@ -6,6 +6,7 @@ prompts go through the decoder in one pass.
 
 from __future__ import annotations
 
+import statistics
 import threading
 import time
 from collections import deque
@@ -30,7 +31,7 @@ class Worker:
         on_batch: told the number of questions taken together, and the seconds each of them had waited.
 
     Attributes:
-        pace: seconds that a question took of late, to say when to come again.
+        pace: seconds that a question took of late, to say how long the waiting ones will.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Worker:
         on_batch: Callable[[int, Sequence[float]], None] = lambda *_: None,
     ) -> None:
         self.pace = 0.05
+        self._paces = deque([self.pace] * 9, maxlen=9)
         self._answer = answer
         self._most = most
         self._together = together
@@ -66,15 +68,19 @@ class Worker:
         """Queue all of ``questions`` or none.
 
         Raises:
-            Refused: 503, the queue is full or the service is stopping.
+            Refused: 503, the queue is full, their turn would come too late, or the service is stopping.
         """
         with self._change:
             if self._stopping:
                 raise busy("the service is stopping", 5)
+            seconds = self._questions * self.pace
             if self._questions + len(questions) > self._most:
                 raise busy(
-                    f"{self._questions} questions are waiting, at most {self._most} may: ask again later",
-                    self._questions * self.pace,
+                    f"{self._questions} questions are waiting, at most {self._most} may: ask again later", seconds
+                )
+            if self._questions and time.monotonic() + seconds > min(question.deadline for question in questions):
+                raise busy(
+                    f"{self._questions} questions are waiting, for about {seconds:.0f} s: ask again later", seconds / 2
                 )
             self._waiting.extend(questions)
             self._questions += len(questions)
@@ -156,7 +162,8 @@ class Worker:
             for question in wanted:
                 if not question.future.done():
                     question.future.set_exception(error if isinstance(error, Exception) else Refused(503, "stopped"))
-        self.pace += 0.1 * ((time.monotonic() - now) / len(wanted) - self.pace)
+        self._paces.append((time.monotonic() - now) / len(wanted))
+        self.pace = statistics.median(self._paces)  # one that took long, such as the first, says nothing of the next
 
 
 def _do(task: _Task) -> None:

@@ -145,33 +145,39 @@ def test_adapters_are_listed_loaded_and_unloaded(serving: Callable, picture: np.
     run(call, serving, load=["polyp"], most_adapters=1)
 
 
-@pytest.mark.parametrize(
-    ("change", "status", "field"),
-    [
-        ({"queries": []}, 422, "queries"),
-        ({"queries": [{"prompt": ""}]}, 422, "queries[0].prompt"),
-        ({"queries": [{"prompt": "  \n"}]}, 422, "queries[0].prompt"),
-        ({"queries": [{"prompt": "a"}, {"prompt": 5}]}, 422, "queries[1].prompt"),
-        ({"queries": [{"prompt": "x" * 501}]}, 422, "queries[0].prompt"),
-        ({"queries": [{"prompt": "polyp " * 20}]}, 422, "prompt"),
-        ({"queries": [{"prompt": "a"}] * 33}, 422, "queries"),
-        ({"queries": [{"prompt": "a", "threshold": 1.5}]}, 422, "queries[0].threshold"),
-        ({"queries": [{"prompt": "a", "adapter": "../x"}]}, 404, "adapter"),
-        ({"queries": [{"prompt": "a", "model": "x"}]}, 422, "queries[0].model"),
-        ({"return": "svg"}, 422, "return"),
-        ({"frame": 1}, 422, "frame"),
-        ({"frame": -1}, 422, "frame"),
-        ({"frame": 10**30}, 422, "frame"),
-        ({"image_id": "0" * 32}, 404, "image_id"),
-        ({"image_id": "../x"}, 404, "image_id"),
-        ({"extra": 1}, 422, "extra"),
-    ],
-)
-def test_bad_questions(serving: Callable, picture: np.ndarray, change: dict[str, Any], status: int, field: str) -> None:
+BAD_QUESTIONS = [
+    ({"queries": []}, 422, "queries"),
+    ({"queries": [{"prompt": ""}]}, 422, "queries[0].prompt"),
+    ({"queries": [{"prompt": "  \n"}]}, 422, "queries[0].prompt"),
+    ({"queries": [{"prompt": "\u200b\u00ad"}]}, 422, "queries[0].prompt"),
+    ({"queries": [{"prompt": "po\0lyp"}]}, 422, "queries[0].prompt"),
+    ({"queries": [{"prompt": "\x1b[31mpolyp"}]}, 422, "queries[0].prompt"),
+    ({"queries": [{"prompt": "a"}, {"prompt": 5}]}, 422, "queries[1].prompt"),
+    ({"queries": [{"prompt": "a", "threshold": True}]}, 422, "queries[0].threshold"),
+    ({"queries": [{"prompt": "a", "threshold": "0.5"}]}, 422, "queries[0].threshold"),
+    ({"frame": "0"}, 422, "frame"),
+    ({"queries": [{"prompt": "x" * 501}]}, 422, "queries[0].prompt"),
+    ({"queries": [{"prompt": "polyp " * 20}]}, 422, "prompt"),
+    ({"queries": [{"prompt": "a"}] * 33}, 422, "queries"),
+    ({"queries": [{"prompt": "a", "threshold": 1.5}]}, 422, "queries[0].threshold"),
+    ({"queries": [{"prompt": "a", "adapter": "../x"}]}, 404, "adapter"),
+    ({"queries": [{"prompt": "a", "model": "x"}]}, 422, "queries[0].model"),
+    ({"return": "svg"}, 422, "return"),
+    ({"frame": 1}, 422, "frame"),
+    ({"frame": -1}, 422, "frame"),
+    ({"frame": 10**30}, 422, "frame"),
+    ({"image_id": "0" * 32}, 404, "image_id"),
+    ({"image_id": "../x"}, 404, "image_id"),
+    ({"extra": 1}, 422, "extra"),
+]
+
+
+def test_bad_questions(serving: Callable, picture: np.ndarray) -> None:
     async def call(http: httpx.AsyncClient, _: Service) -> None:
         image = await upload(http, picture)
-        body = {"image_id": image, "queries": [{"prompt": "polyp", "adapter": "polyp"}], **change}
-        refused(await http.post("/v1/segment", json=body), status, field=field)
+        good = {"image_id": image, "queries": [{"prompt": "polyp", "adapter": "polyp"}]}
+        for change, status, field in BAD_QUESTIONS:
+            refused(await http.post("/v1/segment", json={**good, **change}), status, field=field)
 
     run(call, serving)
 
@@ -183,7 +189,17 @@ def test_bad_bodies(serving: Callable) -> None:
         refused(await http.post("/v1/segment", content=b'{"a": NaN}', headers=json_type), 422)
         surrogate = b'{"image_id": "a", "queries": [{"prompt": "\\ud800"}]}'
         refused(await http.post("/v1/segment", content=surrogate, headers=json_type), 422)
-        refused(await http.post("/v1/segment", content=b"[" * 100_000, headers=json_type), 400)
+        refused(await http.post("/v1/segment", content=b"[" * 100_000, headers=json_type), 400, "not JSON")
+        refused(
+            await http.post("/v1/segment", content=b'{"frame": ' + b"9" * 9999 + b"}", headers=json_type),
+            400,
+            "not JSON",
+        )
+        unknown = b'{"image_id": "a", "queries": [{"prompt": "a"}], "prompts": []}'
+        refused(await http.post("/v1/segment", content=unknown, headers=json_type), 422, "unknown field")
+        form = {"file": ("a.png", b"x")}
+        refused(await http.post("/v1/segment/file", files=form, data={"prompt": "a\0"}), 422, "control", "prompt")
+        refused(await http.post("/v1/segment/file", files=form, data={"prompt": "\u200b"}), 422, "empty", "prompt")
         refused(await http.post("/v1/segment", content=b"[]", headers=json_type), 422)
         refused(await http.post("/v1/segment", content=b"{}", headers={"content-type": "text/plain"}), 415)
         refused(await http.post("/v1/segment", data={"a": "b"}), 415, "application/json")
@@ -253,6 +269,61 @@ def test_a_full_queue_says_when_to_come_again(serving: Callable, picture: np.nda
         assert (await http.get("/readyz")).status_code == 200
 
     run(call, serving, queue=2)
+
+
+async def post_raw(http: httpx.AsyncClient, path: str, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the application sends to a client that sends ``messages``, then waits for ever."""
+    app = http._transport.app  # type: ignore[attr-defined]
+    headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http"}
+    scope |= {"path": path, "raw_path": path.encode(), "query_string": b"", "headers": headers, "root_path": ""}
+    left, sent = list(messages), []
+
+    async def receive() -> dict[str, Any]:
+        return left.pop(0) if left else await asyncio.Future()
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send)
+    return sent
+
+
+def test_questions_of_a_client_that_went_are_not_answered(
+    serving: Callable, picture: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def call(http: httpx.AsyncClient, service: Service) -> None:
+        import threading
+
+        image = await upload(http, picture)
+        gate = threading.Event()
+        service.worker.run(lambda: gate.wait(60))
+        body = json.dumps({"image_id": image, "queries": [{"prompt": "polyp", "adapter": "polyp"}]}).encode()
+        whole = {"type": "http.request", "body": body, "more_body": False}
+        part = {"type": "http.request", "body": body[:9], "more_body": True}
+        gone = {"type": "http.disconnect"}
+        with caplog.at_level(logging.INFO, logger="vlsm_adapter"):
+            for messages in ([whole, gone], [part, gone]):
+                assert await asyncio.wait_for(post_raw(http, "/v1/segment", messages), 30) == []
+        gate.set()
+        answer = await http.post("/v1/segment", content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == 200
+        assert service.metrics.registry.get_sample_value("vlsm_questions_together_count") == 1
+        assert service.metrics.registry.get_sample_value("vlsm_requests_under_way") == 0
+
+    run(call, serving)
+    assert [record.levelname for record in caplog.records if "499" in record.getMessage()] == ["INFO", "INFO"]
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_stopping_does_not_wait_for_a_body_that_trickles(serving: Callable) -> None:
+    async def call(http: httpx.AsyncClient, service: Service) -> None:
+        service.stopping = True
+        part = {"type": "http.request", "body": b"{", "more_body": True}
+        sent = await asyncio.wait_for(post_raw(http, "/v1/segment", [part]), 30)
+        assert sent[0]["status"] == 503
+
+    run(call, serving)
 
 
 def test_a_question_that_takes_too_long(serving: Callable, picture: np.ndarray) -> None:
@@ -337,6 +408,8 @@ def test_headers(serving: Callable, picture: np.ndarray) -> None:
         assert (await http.get("/v1/adapters")).headers["cache-control"] == "no-store"
         page = await http.get("/")
         assert page.headers["content-type"].startswith("text/html")
+        for path in ("/", "/healthz", "/readyz"):
+            assert (await http.head(path)).status_code == 200
         same = await http.get("/", headers={"if-none-match": page.headers["etag"]})
         assert same.status_code == 304
         for path in ("/static/../api.py", "/static/..%2fapi.py", "/static//etc/passwd", "/static/__init__.py"):
@@ -386,6 +459,7 @@ def test_downloads(serving: Callable, picture: np.ndarray) -> None:
         refused(await http.post("/v1/download", json={**body, "format": "seg"}), 422, "DICOM", "format")
         twice = {**body, "masks": body["masks"] * 3}
         refused(await http.post("/v1/download", json=twice), 422, "twice")
+        refused(await http.post("/v1/download", json={**body, "masks": body["masks"][:1] * 2}), 422, "twice")
         for text in ("###", base64.b64encode(b"x").decode(), png_text(mask[:-1]), png_text(np.tile(mask, (9, 9)))):
             wrong = {**body, "masks": [{"prompt": "polyp", "png": text}]}
             refused(await http.post("/v1/download", json=wrong), 422, "mask")
@@ -507,5 +581,16 @@ def test_the_description_is_complete(serving: Callable) -> None:
             assert path in page.text
         assert "<script" not in page.text
         json.dumps(description)
+
+    run(call, serving)
+
+
+def test_threads_for_pictures_leave_the_cores_to_the_model(serving: Callable) -> None:
+    import torch
+
+    async def call(_: httpx.AsyncClient, service: Service) -> None:
+        numbers = await asyncio.gather(*(service.in_pool(torch.get_num_threads) for _ in range(8)))
+        assert set(numbers) == {1}
+        assert service.worker.run(torch.get_num_threads).result() == torch.get_num_threads()
 
     run(call, serving)

@@ -70,6 +70,29 @@ def test_a_later_one_takes_the_place_and_the_earlier_file_stays(tmp_path: Path, 
     assert (tmp_path / line["earlier"][0]).is_file()
 
 
+def test_the_same_again_changes_nothing(tmp_path: Path, picture: np.ndarray) -> None:
+    """A client that got no answer sends its correction once more."""
+    corrections = Corrections(tmp_path)
+    record = save(corrections, picture)
+    before = (tmp_path / "records.jsonl").read_bytes()
+    assert save(corrections, picture) == record
+    assert (tmp_path / "records.jsonl").read_bytes() == before
+    assert len(list((tmp_path / "masks").iterdir())) == 1
+    save(corrections, picture, adapter="second")  # whose answer it was is another fact
+    assert json.loads((tmp_path / "records.jsonl").read_text())["revision"] == 2
+
+
+def test_a_folder_that_became_read_only(tmp_path: Path, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    corrections = Corrections(tmp_path)
+
+    def read_only(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(files, "locked", read_only)
+    with pytest.raises(UserError, match="cannot be written \\(Read-only file system\\)"):
+        save(corrections, picture)
+
+
 def test_a_full_disk_leaves_the_records_as_they_were(
     tmp_path: Path, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,14 +103,15 @@ def test_a_full_disk_leaves_the_records_as_they_were(
     def full(path: Path, text: str) -> None:
         raise UserError("full")
 
+    other = np.ones(picture.shape[:2], bool)
     with monkeypatch.context() as patch:
         patch.setattr(files, "write_text", full)
         with pytest.raises(UserError, match="full"):
-            save(corrections, picture)
+            save(corrections, picture, mask=other)
     assert (tmp_path / "records.jsonl").read_bytes() == before
     load_records(tmp_path)
     # The mask that was left is not written over.
-    save(corrections, picture)
+    save(corrections, picture, mask=other)
     line = json.loads((tmp_path / "records.jsonl").read_text())
     assert line["mask"].endswith("_r3.png")
     assert not list(tmp_path.rglob("*.tmp"))
@@ -106,6 +130,16 @@ def test_foreign_and_damaged_folders_are_refused(tmp_path: Path) -> None:
         Corrections(tmp_path)
     with pytest.raises(UserError, match="is a file"):
         Corrections(tmp_path / "thesis.tex")
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Corrections(tmp_path / "new" / "deeper")
+    assert not (tmp_path / "new").exists()
+    monkeypatch.setattr("os.access", lambda place, _: Path(place) != tmp_path)
+    with pytest.raises(UserError, match="cannot be written"):
+        Corrections(tmp_path / "new" / "deeper")
 
 
 def test_two_servers_on_one_folder(tmp_path: Path, picture: np.ndarray) -> None:

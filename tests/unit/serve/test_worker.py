@@ -66,6 +66,17 @@ def test_the_queue_is_bounded_and_takes_all_or_none(worker: Worker, model: Model
     worker.ask([question()])
 
 
+def test_a_question_whose_turn_would_come_too_late_is_refused_at_once(worker: Worker, model: Model) -> None:
+    hold(worker, model)
+    worker.pace = 4.0
+    worker.ask([question() for _ in range(3)])
+    with pytest.raises(Refused, match="for about 12 s") as refused:
+        worker.ask([question(seconds=11)])
+    assert (refused.value.status, refused.value.retry_after) == (503, 6)
+    worker.ask([question(seconds=13)])
+    assert len(worker) == 4
+
+
 def test_questions_to_one_adapter_are_taken_together_within_bounds(worker: Worker, model: Model) -> None:
     hold(worker, model)
     asked = [

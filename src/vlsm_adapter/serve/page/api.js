@@ -42,6 +42,7 @@ let asking = null; // one dialog, however many requests wait for it
 async function newToken(wrongBefore) {
   asking ??= askToken(wrongBefore).finally(() => (asking = null));
   const value = await asking;
+  if (value !== null && !/^[!-~]+$/.test(value)) return newToken(true); // no header can carry it, so no server wants it
   if (value === null) throw new Failure("token", "This server answers only with an access token.");
   keepToken(value);
 }

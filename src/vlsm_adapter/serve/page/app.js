@@ -2,7 +2,7 @@
 
 import { onTokenWanted } from "./api.js";
 import { prepareFiles, showFrame } from "./files.js";
-import { drawPanel, element, markRadio, offerWords, preparePanel, radios, saveCorrection, setText, showProblem, toggle } from "./panel.js";
+import { drawPanel, element, markRadio, offerWords, preparePanel, radios, saveCorrection, sayArea, setText, showProblem, toggle } from "./panel.js";
 import { listen } from "./pointer.js";
 import { answerOf, changed, loadModels, panes, removeLayer, say, state, status, subscribe, ZERO_SHOT } from "./state.js";
 import { cursor, draw, fit, layOut, native, view, zoom } from "./view.js";
@@ -18,13 +18,20 @@ function setTool(name) {
 }
 
 function setBrush(size) {
-  state.brush = Math.min(120, Math.max(1, size));
+  state.brush = Math.min(Number($("brush").max), Math.max(1, size));
   changed();
+}
+
+/** A brush that fits the image: 12 pixels of a small one are a speck in a large one. */
+function fitBrush({ width, height }) {
+  const side = Math.min(width, height);
+  $("brush").max = Math.max(120, Math.round(side / 4));
+  setBrush(Math.max(12, Math.round(side / 50)));
 }
 
 function step(name) {
   const answer = state.selected && state.image ? answerOf(state.selected) : null;
-  if (answer?.edits && answer[name]()) changed();
+  if (answer?.edits && answer[name]()) sayArea(state.selected);
 }
 
 function setCompare(on) {
@@ -99,7 +106,7 @@ function facts() {
   $("image-facts").replaceChildren();
   if (!image) return;
   const spacing = image.spacing ? `${image.spacing.map((mm) => Number(mm.toPrecision(3))).join(" × ")} mm per px` : "no spacing: areas in px";
-  $("image-facts").append(element("b", {}, image.name), element("span", {}, `${image.width} × ${image.height} px, ${spacing}`));
+  $("image-facts").append(element("b", {}, image.name), " ", element("span", {}, `${image.width} × ${image.height} px, ${spacing}`));
 }
 
 function readout() {
@@ -122,7 +129,10 @@ function render() {
   const { image } = state;
   $("empty").hidden = image !== null;
   for (const id of ["panes", "tools"]) $(id).hidden = image === null;
-  if (factsOf !== image) facts();
+  if (factsOf !== image) {
+    facts();
+    if (image) fitBrush(image);
+  }
   factsOf = image;
   drawPanel();
   drawComparison();
@@ -131,6 +141,7 @@ function render() {
     layOut(listen);
     draw();
     setText($("zoom"), `${Math.round(view.scale * devicePixelRatio * 100)} %`);
+    $("zoom").ariaLabel = `${$("zoom").textContent}, native size`;
     clockFirstOverlay();
   }
   readout();

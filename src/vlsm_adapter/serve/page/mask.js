@@ -13,7 +13,7 @@ export class Answer {
     this.frame = frame;
     this.status = "missing"; // missing | waiting | ready | failed
     this.error = null;
-    this.savedAt = 0; // the version that was saved as a correction
+    this.saved = null; // the state that was saved, see the getter
     this.version = 0; // counts changes of the corrections
     this.clean();
   }
@@ -28,31 +28,63 @@ export class Answer {
     this.edits = null; // uint8 (height * width) of 0, ADD and REMOVE once there is a correction
     this.done = []; // strokes
     this.undone = [];
-    this.stale = true; // the mask is to be made anew
+    this.cut = null; // the mask is to be made anew
+    this.stale = null; // or only in a box [x0, y0, x1, y1)
+    this.counted = null;
   }
 
   get corrected() {
     return this.edits !== null && this.done.length > 0;
   }
 
+  /** Names the mask as it was last made: other corrections or another threshold, another name. */
+  get state() {
+    return `${this.version} ${this.cut}`;
+  }
+
   get unsaved() {
-    return this.corrected && this.version !== this.savedAt;
+    return this.corrected && this.saved !== this.state;
   }
 
   /** The mask at a threshold in [0, 1]: uint8 (height * width) of 0 and 1, with the corrections. Foreground is above it. */
   mask(threshold) {
     const cut = Math.floor(threshold * 255 + 1e-6);
-    if (this.cut === cut && !this.stale) return this.bits;
-    const { data, edits } = this;
-    const bits = this.bits ?? new Uint8Array(data.length);
-    let area = 0;
-    for (let i = 0; i < data.length; i++) {
-      const bit = edits && edits[i] ? edits[i] & 1 : data[i] > cut ? 1 : 0;
-      bits[i] = bit;
-      area += bit;
+    const whole = this.cut !== cut;
+    if (!whole && !this.stale) return this.bits;
+    const { data, edits, width, height } = this;
+    if (whole) {
+      this.bits ??= new Uint8Array(data.length);
+      this.bits.fill(0);
+      this.area = 0;
     }
-    Object.assign(this, { bits, area, cut, stale: false, path: null, picture: null, anchor: undefined });
+    const { bits } = this;
+    const box = whole ? [0, 0, width, height] : this.stale;
+    let { area } = this;
+    for (let y = box[1]; y < box[3]; y++) {
+      for (let i = y * width + box[0], end = y * width + box[2]; i < end; i++) {
+        const bit = edits && edits[i] ? edits[i] & 1 : data[i] > cut ? 1 : 0;
+        area += bit - bits[i];
+        bits[i] = bit;
+      }
+    }
+    Object.assign(this, { area, cut, stale: null, path: null, undrawn: around(this.undrawn, box) });
+    if (whole) this.anchor = undefined; // while a stroke is painted the number stays where it is
     return bits;
+  }
+
+  /** Pixels that the corrections add and remove at a threshold; while a stroke is painted, as it was before. */
+  changes(threshold) {
+    this.mask(threshold);
+    if (this.counted?.state === this.state || (this.counted && this.before)) return this.counted;
+    let more = 0;
+    let less = 0;
+    const { data, edits, cut } = this;
+    for (let i = 0; edits && i < edits.length; i++) {
+      if (edits[i] === ADD && data[i] <= cut) more++;
+      else if (edits[i] === REMOVE && data[i] > cut) less++;
+    }
+    this.counted = { state: this.state, more, less };
+    return this.counted;
   }
 
   /** The outline along pixel edges, in image coordinates. */
@@ -93,17 +125,25 @@ export class Answer {
   overlay(threshold, rgb, heat) {
     const bits = this.mask(threshold);
     const wanted = `${rgb} ${heat}`;
-    if (this.picture && this.drawn === wanted) return this.picture;
-    const picture = this.picture ?? new OffscreenCanvas(this.width, this.height);
-    const context = picture.getContext("2d");
-    const image = context.createImageData(this.width, this.height);
-    const out = new Uint32Array(image.data.buffer);
-    const [r, g, b] = rgb;
-    const colour = (b << 16) | (g << 8) | r; // canvas bytes are RGBA; every browser runs on little-endian machines
-    if (heat) for (let i = 0; i < out.length; i++) out[i] = ((this.data[i] << 24) | colour) >>> 0;
-    else for (let i = 0; i < out.length; i++) out[i] = bits[i] ? (0xff000000 | colour) >>> 0 : 0;
-    context.putImageData(image, 0, 0);
-    this.picture = picture;
+    const { width } = this;
+    const picture = (this.picture ??= new OffscreenCanvas(width, this.height));
+    const box = this.drawn === wanted ? this.undrawn : [0, 0, width, this.height];
+    if (box) {
+      const [x0, y0, x1, y1] = box;
+      const context = picture.getContext("2d");
+      const image = context.createImageData(x1 - x0, y1 - y0);
+      const out = new Uint32Array(image.data.buffer);
+      const [r, g, b] = rgb;
+      const colour = (b << 16) | (g << 8) | r; // canvas bytes are RGBA; every browser runs on little-endian machines
+      let at = 0;
+      for (let y = y0; y < y1; y++) {
+        for (let i = y * width + x0, end = y * width + x1; i < end; i++) {
+          out[at++] = heat ? ((this.data[i] << 24) | colour) >>> 0 : bits[i] ? (0xff000000 | colour) >>> 0 : 0;
+        }
+      }
+      context.putImageData(image, x0, y0);
+    }
+    this.undrawn = null;
     this.drawn = wanted;
     return picture;
   }
@@ -136,7 +176,7 @@ export class Answer {
   begin() {
     this.edits ??= new Uint8Array(this.data.length);
     this.before = this.edits.slice();
-    this.touched = [this.width, this.height, 0, 0];
+    this.touched = null;
   }
 
   /** Paints a disc of a diameter in pixels along a line of image coordinates; pixels whose centres it covers change. */
@@ -156,22 +196,20 @@ export class Answer {
           this.edits[y * w + x] = value;
         }
       }
-      this.touched = [
-        Math.max(0, Math.min(this.touched[0], x0)),
-        Math.max(0, Math.min(this.touched[1], y0)),
-        Math.min(w, Math.max(this.touched[2], x1 + 1)),
-        Math.min(h, Math.max(this.touched[3], y1 + 1)),
-      ];
+      const box = [Math.max(0, x0), Math.max(0, y0), Math.min(w, x1 + 1), Math.min(h, y1 + 1)];
+      if (box[0] >= box[2] || box[1] >= box[3]) continue; // beside the image
+      this.touched = around(this.touched, box);
+      this.stale = around(this.stale, box);
     }
-    this.stale = true;
   }
 
   end() {
-    const [x0, y0, x1, y1] = this.touched;
-    if (x1 > x0 && y1 > y0) {
+    if (this.touched) {
+      const [x0, y0, x1, y1] = this.touched;
       this.done.push({ x0, y0, x1, y1, before: this.cutOut(this.before), after: this.cutOut(this.edits) });
       this.undone = [];
       this.version++;
+      this.anchor = undefined;
     }
     this.before = null;
   }
@@ -192,7 +230,8 @@ export class Answer {
     }
     to.push(stroke);
     this.version++;
-    this.stale = true;
+    this.stale = around(this.stale, [x0, y0, x1, y1]);
+    this.anchor = undefined;
     return true;
   }
 
@@ -203,6 +242,12 @@ export class Answer {
   redo() {
     return this.step(this.undone, this.done, "after");
   }
+}
+
+/** The smallest box [x0, y0, x1, y1) that holds two; null stands for none. */
+function around(a, b) {
+  if (!a) return b;
+  return [Math.min(a[0], b[0]), Math.min(a[1], b[1]), Math.max(a[2], b[2]), Math.max(a[3], b[3])];
 }
 
 /** Dice of two masks of 0 and 1; null where both are empty. */

@@ -147,6 +147,8 @@ function drawRow(layer) {
   }
 }
 
+let inView = null; // the layer that the list was scrolled to
+
 function drawLegend() {
   const list = $("legend");
   for (const [layer, parts] of rows) {
@@ -160,6 +162,12 @@ function drawLegend() {
     if (list.children[i] !== item) list.insertBefore(item, list.children[i] ?? null);
     drawRow(layer);
   });
+  if (state.selected !== inView) {
+    inView = state.selected;
+    const item = rows.get(inView)?.item;
+    // Not scrollIntoView: it would move the page as well.
+    if (item) list.scrollTop = Math.max(item.offsetTop + item.offsetHeight - list.clientHeight, Math.min(list.scrollTop, item.offsetTop));
+  }
   $("legend-empty").hidden = state.layers.length > 0;
 }
 
@@ -214,24 +222,24 @@ function drawControls() {
 function drawCorrection() {
   const layer = state.selected;
   const answer = layer && state.image ? answerOf(layer) : null;
-  const wanted = Boolean(answer?.corrected);
+  const corrected = Boolean(answer?.corrected);
+  // A mask that is right as it is, or at another threshold, is worth as much to training as one that was painted.
+  const wanted = corrected || (answer?.status === "ready" && state.corrections);
   $("correction").hidden = !wanted;
   if (!wanted) return;
-  answer.mask(thresholdOf(layer, answer));
-  const cut = Math.floor(thresholdOf(layer, answer) * 255 + 1e-6);
-  let more = 0;
-  let less = 0;
-  answer.edits.forEach((edit, i) => {
-    if (!edit) return;
-    const before = answer.data[i] > cut;
-    if (edit === 1 && !before) more++;
-    if (edit === 2 && before) less++;
-  });
-  const saved = answer.unsaved ? "not saved yet" : "saved";
+  const threshold = thresholdOf(layer, answer);
+  const { more, less } = answer.changes(threshold);
+  const text = corrected ? `${more.toLocaleString("en")} px added, ${less.toLocaleString("en")} px removed` : `as answered, at threshold ${threshold.toFixed(2)}`;
+  const isSaved = answer.saved === answer.state;
   const where = state.corrections ? "" : " This server keeps no corrections (vlsm serve --corrections DIR does); download the mask instead.";
-  setText($("correction-text"), `${layer.prompt}: ${more.toLocaleString("en")} px added, ${less.toLocaleString("en")} px removed, ${saved}.${where}`);
+  setText($("correction-title"), corrected ? "Correction" : "Right as it is?");
+  setText($("correction-text"), `${layer.prompt}: ${text}, ${isSaved ? "saved" : "not saved yet"}.${where}`);
+  setText($("save"), corrected ? "Save correction" : "Save mask");
+  $("save").classList.toggle("primary", corrected);
   $("save").hidden = !state.corrections;
-  $("save").disabled = !answer.unsaved || answer.saving === true;
+  $("save").disabled = isSaved || answer.saving === true;
+  $("discard").hidden = !corrected;
+  if ($("save-problem").dataset.layer !== String(layer.id)) showProblem($("save-problem"), "");
 }
 
 export function drawPanel() {
@@ -252,23 +260,24 @@ export async function saveCorrection() {
   const layer = state.selected;
   const { image, frame } = state;
   const answer = layer && image ? answerOf(layer) : null;
-  if (!answer?.corrected) return say("There is no correction to save: paint with brush or eraser first.", "warn");
+  if (answer?.status !== "ready") return say("There is no mask to save: type a prompt first.", "warn");
   if (!state.corrections) return say("This server keeps no corrections: download the mask instead.", "warn");
-  if (!answer.unsaved || answer.saving) return undefined;
+  const mask = answer.mask(thresholdOf(layer, answer)).map((bit) => bit * 255);
+  const { state: saved, corrected } = answer;
+  if (answer.saved === saved || answer.saving) return undefined;
   showProblem($("save-problem"), "");
   answer.saving = true;
   changed();
-  const { version } = answer;
-  const mask = answer.mask(thresholdOf(layer, answer)).map((bit) => bit * 255);
   try {
     const png = toBase64(await encodeGrey(mask, answer.width, answer.height));
     const reply = await withImage(image, (id) =>
       api.correction({ image_id: id, frame, prompt: layer.prompt, adapter: answer.model || null, png }),
     );
-    answer.savedAt = version;
-    say(`${layer.prompt}: correction saved; the server now holds ${reply.saved}.`);
+    answer.saved = saved;
+    say(`${layer.prompt}: ${corrected ? "correction" : "mask"} saved; the server now holds ${reply.saved}.`);
   } catch (error) {
-    const kept = " The correction is still here; it can be downloaded as a PNG.";
+    const kept = " The mask is still here; it can be downloaded as a PNG.";
+    $("save-problem").dataset.layer = layer.id;
     showProblem($("save-problem"), error.message + kept, error.status === 403 ? null : saveCorrection);
   } finally {
     answer.saving = false;
@@ -290,6 +299,16 @@ function describe(answer) {
   return `${answer.layer.prompt}${by}: ${found}; ${took}.`;
 }
 
+/** Says the area of a mask that a person has changed; the status line must not go on saying the one before. */
+export function sayArea(layer) {
+  const answer = answerOf(layer);
+  if (answer.status !== "ready") return;
+  const threshold = thresholdOf(layer, answer);
+  answer.mask(threshold);
+  const area = `${areaText(answer.area, state.image.spacing)}, ${percent(answer.area / answer.data.length)} of the image`;
+  say(`${layer.prompt}: ${area}; ${answer.corrected ? "corrected, " : ""}threshold ${threshold.toFixed(2)}.`);
+}
+
 export function preparePanel() {
   describeWith(describe);
   PALETTE.forEach((colour, i) => {
@@ -306,10 +325,11 @@ export function preparePanel() {
     changed();
   });
   $("threshold").addEventListener("input", onSelected((layer, input) => (layer.threshold = Number(input.value))));
+  $("threshold").addEventListener("change", () => state.selected && sayArea(state.selected));
   $("threshold-own").addEventListener("click", () => {
     state.selected.threshold = null;
     $("threshold").focus();
-    changed();
+    sayArea(state.selected);
   });
   $("opacity").addEventListener("input", onSelected((layer, input) => (layer.opacity = Number(input.value))));
   $("layer-model").addEventListener("change", onSelected((layer, input) => (layer.model = input.value)));

@@ -1,6 +1,7 @@
 // Mouse, pen, fingers and keys on the image: move, zoom, paint, measure.
 
 import { ADD, REMOVE } from "./mask.js";
+import { sayArea } from "./panel.js";
 import { answerOf, changed, say, state } from "./state.js";
 import { cursor, fit, pan, reveal, toImage, view, zoom } from "./view.js";
 
@@ -38,13 +39,17 @@ function paintTo(at) {
 }
 
 function endStroke() {
-  stroke?.answer.end();
+  const answer = stroke?.answer;
   stroke = null;
+  if (!answer) return;
+  answer.end();
+  sayArea(answer.layer);
 }
 
 function dropStroke() {
   const answer = stroke?.answer;
-  endStroke();
+  stroke = null;
+  answer?.end();
   if (answer?.undo()) answer.undone = [];
 }
 

@@ -97,7 +97,7 @@ function rgbText(layer, alpha = 1) {
 export function paint(context, pane, unit, { resting = true, labels = true } = {}) {
   const { image, picture } = state;
   context.imageSmoothingEnabled = unit > 0.25 / devicePixelRatio; // enlarged four times or more, pixels are shown as such
-  context.imageSmoothingQuality = "high";
+  context.imageSmoothingQuality = resting ? "high" : "low";
   context.drawImage(picture, 0, 0, image.width, image.height);
   if (state.peek || state.pictured !== state.frame) return;
   const layers = shown().filter((one) => answerOf(one, pane).status === "ready");
