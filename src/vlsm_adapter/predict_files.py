@@ -25,7 +25,7 @@ from vlsm_adapter.imaging.measures import COLUMNS
 from vlsm_adapter.imaging.options import ReadOptions
 from vlsm_adapter.output_names import stack_names
 from vlsm_adapter.predict_jobs import Job, Result, run_jobs, skipped, weights_of
-from vlsm_adapter.predict_journal import LOCK, NAME, Done, Journal, fingerprint
+from vlsm_adapter.predict_journal import LOCK, NAME, Done, Journal, fingerprint, same_files
 from vlsm_adapter.types import Skipped
 
 if TYPE_CHECKING:
@@ -152,6 +152,7 @@ def predict_files(
     asked = {"prompts": texts, **asdict(options), **asdict(read), "weights": weights_of(predictor)}
     with _alone_in(out):
         journal = Journal(out, asked, fresh=overwrite)
+        jobs = journal.named_as_before(jobs, options)
         todo = batch.left(journal, jobs, overwrite=overwrite)
         if len(todo) < len(jobs):
             console.say(f"going on: {len(jobs) - len(todo)} of {len(jobs)} are done already")
@@ -201,9 +202,15 @@ class _Batch:
             elif done.inputs != fingerprint(job.stack):
                 changed.append(job)
         if changed:
+            first = changed[0]
             more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+            if not same_files(journal.done[first.stack.name].inputs, fingerprint(first.stack)):
+                raise UserError(
+                    f"{first.stack.paths[0]}: {self.out / first.files[0]} is the mask of another input of that name{more}; "
+                    "choose another output folder, or pass --overwrite to begin anew"
+                )
             raise UserError(
-                f"{changed[0].stack.paths[0]}: has changed since its mask {self.out / changed[0].files[0]} was written{more}; "
+                f"{first.stack.paths[0]}: has changed since its mask {self.out / first.files[0]} was written{more}; "
                 "move that mask away to have it done anew, or pass --overwrite"
             )
         if overwrite:
@@ -234,7 +241,7 @@ class _Batch:
             return
         # Frames that could not be read have no files.
         there = [file for file in job.files if not result.failures or (self.out / file).exists()]
-        journal.finish(job.stack.name, Done(fingerprint(job.stack), tuple(there), tuple(result.rows)))
+        journal.finish(job.stack.name, Done(fingerprint(job.stack), tuple(there), tuple(result.rows), job.names))
 
     def close(self, journal: Journal, jobs: Sequence[Job]) -> None:
         """Write the tables, unless nothing was done and nothing is to be gone on with."""

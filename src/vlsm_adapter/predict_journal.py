@@ -2,7 +2,7 @@
 
 ``OUT/.predictions.jsonl`` begins with a line that says what was asked; then a line when the writing of a stack begins, and
 one when it is done. The same command again does what is missing. What was begun and not done is done anew, since its
-files are ours; a finished stack stays as it is, even where its masks were edited by hand.
+files are ours; a finished stack stays as it is, even where its masks were edited by hand, and under the name that it had.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,13 @@ from typing import IO, Any
 
 from vlsm_adapter.errors import UserError
 from vlsm_adapter.files import write_text
-from vlsm_adapter.imaging.base import Stack
+from vlsm_adapter.imaging.base import AnswerOptions, OutputNames, Stack
+from vlsm_adapter.imaging.masks_out import planned_files
+from vlsm_adapter.predict_jobs import Job
 
 NAME = ".predictions.jsonl"
 LOCK = ".predictions.lock"
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,13 @@ class Done:
         inputs: fingerprint of its input files.
         files: written, relative to the folder.
         rows: of ``predictions.csv``.
+        names: of its outputs.
     """
 
     inputs: str
     files: tuple[str, ...]
     rows: tuple[dict[str, Any], ...]
+    names: OutputNames
 
 
 class Journal:
@@ -76,6 +81,27 @@ class Journal:
         """Note that a stack is done."""
         self.done[name] = done
         self._add(_line(name, done))
+
+    def named_as_before(self, jobs: Sequence[Job], options: AnswerOptions) -> list[Job]:
+        """``jobs``, with the names of the earlier call for inputs that it knew.
+
+        A name depends on what else is asked: a second ``frame.png`` makes ``patient1__frame`` of ``frame``. What is done
+        under ``frame`` stays so, and an input that would now have that name gets another one.
+        """
+        before = Counter(_whose(done.inputs) for done in self.done.values())
+        known = {_whose(done.inputs): done.names for done in self.done.values()}
+        inputs = [_whose(fingerprint(job.stack)) for job in jobs]
+        now = Counter(inputs)
+        found, taken = list(jobs), set()
+        for number, (job, whose) in enumerate(zip(jobs, inputs, strict=True)):
+            if now[whose] == before[whose] == 1 and known[whose] != job.names:
+                found[number] = _renamed(job, known[whose], options)
+                taken |= {name.casefold() for name in (known[whose].stack, *found[number].files)}
+        for number, (job, whose) in enumerate(zip(jobs, inputs, strict=True)):
+            if found[number] is job and any(name.casefold() in taken for name in (job.names.stack, *job.files)):
+                bases = tuple(f"{base}_{whose[:10]}" for base in job.names.prompts)
+                found[number] = _renamed(job, OutputNames(f"{job.names.stack}_{whose[:10]}", bases), options)
+        return found
 
     def start(self) -> None:
         """Write the journal anew, without lines torn by a kill, and keep it open."""
@@ -127,7 +153,9 @@ class Journal:
                 if "begin" in row:
                     self.begun |= set(row["files"])
                 else:
-                    self.done[row["done"]] = Done(row["inputs"], tuple(row["files"]), tuple(row["rows"]))
+                    name, prompts = row["done"], row["names"]
+                    names = OutputNames(name, tuple(prompts))
+                    self.done[name] = Done(row["inputs"], tuple(row["files"]), tuple(row["rows"]), names)
 
     def _check_same(self, out: Path, before: Mapping[str, Any]) -> None:
         other = [key for key in {**before, **self.asked} if before.get(key) != self.asked.get(key)]
@@ -140,20 +168,41 @@ class Journal:
 
 
 def fingerprint(stack: Stack) -> str:
-    """Of a stack's files: paths, sizes and times of change; it changes when one of them is replaced."""
-    digest = hashlib.blake2b(digest_size=16)
+    """Of a stack's files: their paths, then their sizes and times of change, which change when one of them is replaced."""
+    paths, states = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
     for path in stack.paths:
         try:
             found = path.stat()
             state = (found.st_size, found.st_mtime_ns)
         except OSError:
             state = (-1, -1)
-        digest.update(os.fsencode(os.path.realpath(path)) + repr(state).encode())
-    return digest.hexdigest()
+        paths.update(os.fsencode(os.path.realpath(path)) + b"\0")
+        states.update(repr(state).encode())
+    return f"{paths.hexdigest()}-{states.hexdigest()}"
+
+
+def same_files(one: str, other: str) -> bool:
+    """Whether two fingerprints are of the same paths, changed or not."""
+    return _whose(one) == _whose(other)
+
+
+def _whose(inputs: str) -> str:
+    return inputs.partition("-")[0]
+
+
+def _renamed(job: Job, names: OutputNames, options: AnswerOptions) -> Job:
+    job.stack.name = names.stack
+    return Job(job.stack, names, tuple(planned_files(job.stack, names, options)))
 
 
 def _line(name: str, done: Done) -> dict[str, Any]:
-    return {"done": name, "inputs": done.inputs, "files": done.files, "rows": done.rows}
+    return {
+        "done": name,
+        "inputs": done.inputs,
+        "files": done.files,
+        "rows": done.rows,
+        "names": done.names.prompts,
+    }
 
 
 def _told(value: Any) -> str:

@@ -19,7 +19,8 @@ from vlsm_adapter import AdapterInfo, DenseAdapterConfig, Predictor, attach, loa
 from vlsm_adapter.adapters.folder import WEIGHTS_NAME
 from vlsm_adapter.output_names import output_names
 
-pytest.importorskip("monai", reason="needs the extra [monai]")
+# Asked for without importing it, which takes long.
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("monai") is None, reason="needs the extra [monai]")
 
 PROMPTS = ("polyp", "small round tumor")
 # What MONAI's metadata schema of 2024-07-25 requires, and of which type; told here since a test must not need a network.

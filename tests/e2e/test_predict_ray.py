@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from PIL import Image
 
 from vlsm_adapter import DenseAdapterConfig, attach, load_model, save_adapter
 
-pytest.importorskip("ray")
-pytestmark = pytest.mark.slow
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray (the extra 'study')")
+pytestmark = [needs_ray, pytest.mark.slow]
 
 
 def test_a_cluster_gives_the_same_answers(vlsm: Callable, base_folder: Path, tmp_path: Path) -> None:

@@ -106,6 +106,42 @@ def test_equal_stems_do_not_overwrite_each_other(predictor: Predictor, images: l
         assert picture.size == (12, 10)
 
 
+def test_names_stay_when_others_of_that_name_are_added(predictor: Predictor, tmp_path: Path) -> None:
+    """Names depend on all inputs; masks that are there must neither be made twice nor stand for another input."""
+
+    def picture(place: str) -> Path:
+        path = tmp_path / "in" / place / "frame.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((20, 30, 3), 7 * len(place), np.uint8)).save(path)
+        return path
+
+    given, out = [picture("p1")], tmp_path / "out"
+    predict_files(predictor, given, ["polyp"], out)
+    assert listing(out) == ["frame.png", "predictions.csv"]
+    given.append(picture("p2"))
+    report = predict_files(predictor, given, ["polyp"], out)
+    assert (report.before, [mask.name for mask in report.masks]) == (1, ["frame.png", "p2__frame.png"])
+    given.append(picture("."))  # would be 'frame' now
+    report = predict_files(predictor, given, ["polyp"], out)
+    rows = rows_of(out / "predictions.csv")
+    assert [row["image"] for row in rows] == [str(path) for path in given]
+    assert [row["mask"] for row in rows[:2]] == ["frame.png", "p2__frame.png"]
+    assert rows[2]["mask"].startswith("frame_")
+    assert listing(out) == sorted([*(row["mask"] for row in rows), "predictions.csv"])
+    # A mask that was deleted is made anew under its name, and a change is noticed.
+    (out / "frame.png").unlink()
+    assert predict_files(predictor, given, ["polyp"], out).before == 2
+    assert (out / "frame.png").exists()
+    Image.new("RGB", (30, 20)).save(given[0])
+    with pytest.raises(UserError, match=r"p1/frame\.png: has changed since its mask"):
+        predict_files(predictor, given, ["polyp"], out)
+    other = tmp_path / "elsewhere" / "frame.png"
+    other.parent.mkdir()
+    given[1].rename(other)
+    with pytest.raises(UserError, match=r"elsewhere/frame\.png: .* is the mask of another input of that name"):
+        predict_files(predictor, [other], ["polyp"], out)
+
+
 def test_nothing_is_overwritten_unasked(predictor: Predictor, images: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

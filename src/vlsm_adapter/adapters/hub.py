@@ -71,7 +71,7 @@ def fetch(hub: HubId, files: tuple[str, ...]) -> Path:
     """
     from huggingface_hub import hf_hub_download
 
-    cached = not _can_be_found(endpoint())
+    cached = not can_be_found(endpoint())
     with hub_errors(str(hub), hub, files[0]):
         first = Path(hf_hub_download(hub.repo, files[0], revision=hub.revision, local_files_only=cached))
         for name in files[1:]:  # of the same commit, whatever is pushed meanwhile
@@ -79,7 +79,7 @@ def fetch(hub: HubId, files: tuple[str, ...]) -> Path:
     return first.parent
 
 
-def _can_be_found(address: str) -> bool:
+def can_be_found(address: str) -> bool:
     """Whether the name of the hub's machine means anything here: without a network the hub's library would try for half a
     minute, also for a path that was mistyped."""
     if urllib.request.getproxies():

@@ -199,6 +199,8 @@ def read_image(path: str | Path) -> np.ndarray:
                 return _upright_rgb(picture)
     except ExportError:
         raise
+    except Image.DecompressionBombError:
+        raise ExportError(f"{path}: more than {MAX_PIXELS} pixels: make the image smaller") from None
     except UnidentifiedImageError:
         raise ExportError(f"{path}: not an image that can be read; convert it to PNG") from None
     except Exception as error:  # decoders raise nearly anything on damaged files
@@ -417,6 +419,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for file in files:
             if file.suffix.lower() != ".png":
                 raise ExportError(f"{file}: masks are written as PNG; name it {file.stem or 'mask'}.png")
+            if file.resolve() == Path(given.image).resolve():
+                raise ExportError(f"{file}: is the image itself; choose another name for the mask")
             if file.exists() and not given.overwrite:
                 raise ExportError(f"{file}: exists; --overwrite replaces it")
         predictor = Predictor(given.folder, threshold=given.threshold, threads=given.threads)
@@ -430,11 +434,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             finally:
                 temporary.unlink(missing_ok=True)
             print(f"{file}: {one.prompt}: {int(one.mask.sum())} of {one.mask.size} pixels")
-    except (ExportError, OSError) as error:
+    except OSError as error:
+        print(f"error: {error.filename or given.out}: {error.strerror or error}; check the path", file=sys.stderr)
+        return 2
+    except ExportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
 if __name__ == "__main__":
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     sys.exit(main())

@@ -41,7 +41,7 @@ FORMATS = ("onnx", "openvino", "torch")
 PRECISIONS = ("fp32", "fp16", "int8")
 _NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "onnxruntime", "openvino")}
 _REQUIREMENTS = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "torch"}
-_MOST_CALIBRATED = 32  # images
+_LEAST_CALIBRATED, _MOST_CALIBRATED = 10, 32  # images
 
 
 @dataclass(frozen=True)
@@ -174,6 +174,11 @@ def write(
     with new_folder(out, overwrite=overwrite) as folder:
         model, info = prepared.source.model, prepared.source.info
         calibration = None if calibrate is None else sample_images(calibrate, None, console, most=_MOST_CALIBRATED)[0]
+        if calibration is not None and len(calibration) < _LEAST_CALIBRATED:
+            console.warn(
+                f"--calibrate {calibrate}: ranges from {len(calibration)} images only, which may cost Dice; give "
+                f"{_LEAST_CALIBRATED} or more"
+            )
         tokenizer = _write_tokenizer(model, folder)
         names = _write_graphs(prepared, folder, format, precision, calibration)
         manifest: dict[str, Any] = {

@@ -1,22 +1,26 @@
 """DICOM SEG whose frames stand in the order of their source images, each referring to the one it is about.
 
-For sources that highdicom does not take: several pictures without frame of reference, several at one place, of different
-orientations, or of a retired class. highdicom makes the file's head; the frames are put together here, a stack of the
-multi-frame dimension module (PS3.3 C.7.6.16.2.2, C.7.6.17): segment first, then position in the stack.
+For what highdicom would hold in memory as a whole (probabilities, segments that overlap), and for sources that it does not
+take: several pictures without frame of reference, several at one place, of different orientations, or of a retired class.
+highdicom makes the file's head; the frames are put together here one after the other, a stack of the multi-frame dimension
+module (PS3.3 C.7.6.16.2.2, C.7.6.17): segment first, then position in the stack.
 """
 
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from vlsm_adapter.imaging.dicom_headers import functional_group
+from vlsm_adapter.imaging.kept import no_room
 
 _STACK = "1"
+_MOST_BYTES = 2**32 - 2  # of one element (PS3.5 section 7.1.1)
 
 
 def framewise(
@@ -26,6 +30,7 @@ def framewise(
     values: Callable[[int, int], npt.NDArray[Any]],
     fractional: bool,
     common: dict[str, Any],
+    gap: float | None = None,
 ) -> Any:
     """A segmentation with a frame for every segment and picture that is not empty.
 
@@ -36,14 +41,19 @@ def framewise(
         values: of (segment from 0, picture), bool or float32 (H, W).
         fractional: whether values are probabilities.
         common: arguments of highdicom's Segmentation apart from source and pixels.
+        gap: distance of neighbouring slices in mm, where the pictures are those of a volume.
+
+    Raises:
+        OverflowError: more than a DICOM file holds.
+        UserError: the disk of temporary files is full.
     """
     from vlsm_adapter.imaging.dicom_seg import highdicom, stand_in
 
     size = (int(sources[0].Rows), int(sources[0].Columns))
-    blank = np.zeros((1, *size, segments), np.float32 if fractional else np.uint8)
+    blank = np.zeros((1, 1, 1, segments), np.float32 if fractional else np.uint8)
     segmentation = highdicom().seg.Segmentation([stand_in(sources[0])], blank, omit_empty_frames=False, **common)
     start = segmentation.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence[0]
-    planes = _planes(sources, frames)
+    planes = _planes(sources, frames, gap)
     packer = _Bytes() if fractional else _Bits()
     groups, used, overlap = [], set(), False
     covered: dict[int, npt.NDArray[np.bool_]] = {}
@@ -67,22 +77,27 @@ def framewise(
                 packer.add(np.zeros(size, np.uint8))
                 file, frame = frames[0]
                 groups.append(_group(blank_segment, 0, _derivation(start, sources[file], frame), planes, segments))
+    if len(groups) * size[0] * size[1] // (1 if fractional else 8) > _MOST_BYTES:
+        raise OverflowError(f"{len(groups)} frames of {size[1]} x {size[0]} pixels are more than a DICOM file holds")
+    segmentation.Rows, segmentation.Columns = size
     segmentation.NumberOfFrames = len(groups)
-    segmentation.PixelData = packer.bytes()
+    segmentation.PixelData = packer.pixels()
     segmentation.PerFrameFunctionalGroupsSequence = groups
     if segments > 1:
         segmentation.SegmentsOverlap = "UNDEFINED" if fractional else "YES" if overlap else "NO"
     _dimensions(segmentation)
     _references(segmentation, sources)
     if planes is not None:
+        _share(segmentation.SharedFunctionalGroupsSequence[0], groups)
         segmentation.FrameOfReferenceUID = sources[0].FrameOfReferenceUID
         segmentation.PositionReferenceIndicator = sources[0].get("PositionReferenceIndicator", "")
     return segmentation
 
 
-def _planes(sources: list[Any], frames: Sequence[tuple[int, int]]) -> list[dict[str, Any]] | None:
+def _planes(sources: list[Any], frames: Sequence[tuple[int, int]], gap: float | None) -> list[dict[str, Any]] | None:
     """Position, orientation and spacing of each picture; None unless all have them in one frame of reference."""
     from pydicom import Dataset
+    from pydicom.valuerep import DSfloat
 
     reference = sources[0].get("FrameOfReferenceUID")
     if not reference or any(source.get("FrameOfReferenceUID") != reference for source in sources):
@@ -105,9 +120,21 @@ def _planes(sources: list[Any], frames: Sequence[tuple[int, int]]) -> list[dict[
                 setattr(copied, keyword, holder.get(keyword))
             if name == "PixelMeasuresSequence" and holder.get("SliceThickness"):
                 copied.SliceThickness = holder.SliceThickness
+            if name == "PixelMeasuresSequence" and gap is not None:
+                copied.SpacingBetweenSlices = DSfloat(gap, auto_format=True)
             of_frame[name] = copied
         found.append(of_frame)
     return found
+
+
+def _share(shared: Any, groups: Sequence[Any]) -> None:
+    """Say once what the groups of all frames say: many readers look for it there."""
+    for name in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
+        first = groups[0][name].value
+        if all(group[name].value == first for group in groups):
+            setattr(shared, name, first)
+            for group in groups:
+                del group[name]
 
 
 def _group(segment: int, index: int, derivation: Any, planes: list[dict[str, Any]] | None, segments: int) -> Any:
@@ -191,33 +218,43 @@ def _tag(keyword: str) -> Any:
     return Tag(keyword)
 
 
-class _Bits:
+class _Bytes:
+    """Frames of 8 bits, kept in an unnamed temporary file, which vanishes with the data set."""
+
+    def __init__(self) -> None:
+        self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (read when the data set is written)
+
+    def add(self, pixels: npt.NDArray[np.uint8]) -> None:
+        """Take in one frame (H, W)."""
+        self._write(pixels)
+
+    def pixels(self) -> IO[bytes]:
+        """All frames, for PixelData, whose length is even."""
+        if self._file.tell() % 2:
+            self._write(np.zeros(1, np.uint8))
+        self._file.seek(0)
+        return self._file
+
+    def _write(self, values: npt.NDArray[np.uint8]) -> None:
+        try:
+            self._file.write(values.tobytes())
+        except OSError as error:
+            raise no_room(error) from error
+
+
+class _Bits(_Bytes):
     """Frames of 0 and 1 as bits without gaps between frames, the first pixel in the lowest bit (PS3.5 section 8.1.1)."""
 
     def __init__(self) -> None:
-        self._done: list[bytes] = []
+        super().__init__()
         self._rest = np.zeros(0, np.uint8)
 
     def add(self, pixels: npt.NDArray[np.uint8]) -> None:
         bits = np.concatenate([self._rest, pixels.ravel()])
         whole = bits.size // 8 * 8
-        self._done.append(np.packbits(bits[:whole], bitorder="little").tobytes())
+        self._write(np.packbits(bits[:whole], bitorder="little"))
         self._rest = bits[whole:]
 
-    def bytes(self) -> bytes:
-        found = b"".join([*self._done, np.packbits(self._rest, bitorder="little").tobytes()])
-        return found + b"\0" * (len(found) % 2)
-
-
-class _Bytes:
-    """Frames of 8 bits."""
-
-    def __init__(self) -> None:
-        self._done: list[bytes] = []
-
-    def add(self, pixels: npt.NDArray[np.uint8]) -> None:
-        self._done.append(pixels.tobytes())
-
-    def bytes(self) -> bytes:
-        found = b"".join(self._done)
-        return found + b"\0" * (len(found) % 2)
+    def pixels(self) -> IO[bytes]:
+        self._write(np.packbits(self._rest, bitorder="little"))
+        return super().pixels()

@@ -344,7 +344,7 @@ def _check_picture(path: Path, found: Any) -> None:
             raise DataError(f"{path}: its pictures are encrypted: decrypt the file first")
         if kind not in _NO_PICTURES and (not kind or "Image" in name):
             raise DataError(
-                f"{path}: its header ends before the size of its pictures: damaged or truncated; fetch it again"
+                f"{path}: its header ends before the size of its pictures: damaged, truncated or encrypted; fetch it again"
             )
         raise NoPicture(f"{path}: holds no picture to segment ({name}): give the images it is about")
 

@@ -75,13 +75,13 @@ class PixelFile:
                 self.dataset = library.dcmread(path, force=not marked)
                 _name_syntax(self.dataset)
                 if not any(name in self.dataset for name in _PIXELS.values()):
-                    raise DataError(f"{path}: holds no pixels: fetch the file again")
+                    raise _no_pixels(path, self.dataset)
                 return
             head = stream.read(12)
             order: Literal["little", "big"] = "little" if syntax.is_little_endian else "big"
             group, element = (int.from_bytes(head[place : place + 2], order) for place in (0, 2))
             if group != 0x7FE0 or element not in _PIXELS:
-                raise DataError(f"{path}: holds no pixels: cut off or stripped of them; fetch the file again")
+                raise _no_pixels(path, self.dataset)
             options = {"transfer_syntax_uid": syntax, "pixel_keyword": _PIXELS[element]}
             if not syntax.is_implicit_VR:
                 options["pixel_vr"] = head[4:6].decode("ascii")
@@ -126,6 +126,12 @@ class PixelFile:
                 f"{self.path}: its compressed pixels are {found[0]} x {found[1]}, by its header {self.size[1]} x "
                 f"{self.size[0]}: damaged, or made to exhaust memory"
             )
+
+
+def _no_pixels(path: Path, dataset: Any) -> DataError:
+    if "EncryptedAttributesSequence" in dataset:
+        return DataError(f"{path}: its pictures are encrypted: decrypt the file first")
+    return DataError(f"{path}: holds no pixels: cut off or stripped of them; fetch the file again")
 
 
 def intensities(stored: Stored) -> npt.NDArray[np.float32]:

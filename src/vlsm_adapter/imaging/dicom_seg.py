@@ -3,10 +3,11 @@
 A segment per prompt, all in one file: binary masks, or probabilities as a fractional segmentation. Patient and study are the
 source's. Three cases:
 
-- slices that each lie at a place of their own, of single images or of one enhanced file: highdicom's way, in the source's
-  frame of reference;
-- pictures that share places (phases, echoes) or differ in orientation, and masks that are all empty: frames stand in the
-  order of their source images, with their places beside it (:mod:`.dicom_frames`);
+- masks that do not overlap, of slices that each lie at a place of their own, of single images or of one enhanced file:
+  highdicom's way, in the source's frame of reference;
+- probabilities, masks that overlap or are all empty, pictures that share places (phases, echoes) or differ in orientation:
+  frames stand in the order of their source images, with their places beside it (:mod:`.dicom_frames`). One frame after the
+  other is taken, so that memory does not grow with the number of prompts;
 - pictures without frame of reference (photographs, endoscopy, ultrasound, scanned film): the standard then wants the same
   rows and columns as the source and a reference from each frame to its source (PS3.3 A.51.5.1), which is what they get.
 
@@ -26,13 +27,13 @@ import numpy as np
 import numpy.typing as npt
 
 from vlsm_adapter import files
-from vlsm_adapter.errors import ConfigError, DataError, one_line
+from vlsm_adapter.errors import ConfigError, DataError, UserError, one_line
 from vlsm_adapter.imaging.base import Stack
 from vlsm_adapter.imaging.codes import SCHEME, Code, codes_of
+from vlsm_adapter.imaging.dicom_headers import INSTALL
 from vlsm_adapter.imaging.rasters import label_colour
 
 NAME = "vlsm-adapter"
-_INSTALL = "pip install 'vlsm-adapter[dicom]'"
 _BLANK = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "ReferringPhysicianName"),
     *("AccessionNumber", "StudyID", "StudyDate", "StudyTime"),
@@ -84,7 +85,7 @@ def write_segmentation(
 
     Raises:
         ConfigError: highdicom is not installed.
-        DataError: the source lacks what must be referred to, or cannot be referred to.
+        DataError: the source lacks what must be referred to, cannot be referred to, or the file would be too large.
         UserError: the file cannot be written.
     """
     highdicom()
@@ -93,7 +94,7 @@ def write_segmentation(
         _prepare(source, place)
     try:
         segmentation = _build(stack, sources, prompts, values, provenance or Provenance())
-    except (DataError, ConfigError):
+    except UserError:
         raise
     except Exception as error:  # highdicom checks what it copies, and raises nearly anything
         raise DataError(
@@ -111,13 +112,14 @@ def _build(stack: Any, sources: list[Any], prompts: Sequence[str], values: Value
 
     fractional = values(0, 0).dtype.kind == "f"
     common = _common(sources[0], prompts, provenance, fractional)
-    order = _placed(sources, stack.frames)
+    order = None if fractional else _placed(sources, stack.frames)
     if order is not None:
-        pixels = _pixels(stack, len(prompts), values, order, fractional)
+        pixels = _label_map(stack.size, len(prompts), values, order)
         if pixels is not None:
             images = sources if len(sources) == 1 else [sources[stack.frames[index][0]] for index in order]
             return highdicom().seg.Segmentation(images, pixels, **common)
-    return framewise(sources, stack.frames, len(prompts), values, fractional, common)
+    gap = None if stack.spacing is None else stack.spacing.slice
+    return framewise(sources, stack.frames, len(prompts), values, fractional, common, gap)
 
 
 def _placed(sources: list[Any], frames: Sequence[tuple[int, int]]) -> list[int] | None:
@@ -157,25 +159,16 @@ def _placed(sources: list[Any], frames: Sequence[tuple[int, int]]) -> list[int] 
     return order if len(set(places)) == len(places) == len(frames) else None
 
 
-def _pixels(
-    stack: Any, segments: int, values: Values, order: Sequence[int], fractional: bool
-) -> npt.NDArray[Any] | None:
-    """Label map (N, H, W) where segments do not overlap, else (N, H, W, P); None where all is empty."""
-    size = (len(order), *stack.size)
-    if fractional:
-        found = np.zeros((*size, segments), np.float32)
-        for place, index in enumerate(order):
-            for number in range(segments):
-                found[place, :, :, number] = values(number, index)
-        return found if (found >= 0.5 / 255).any() else None
-    labels = np.zeros(size, np.uint8 if segments < 256 else np.uint16)
+def _label_map(
+    size: tuple[int, int], segments: int, values: Values, order: Sequence[int]
+) -> npt.NDArray[np.unsignedinteger] | None:
+    """uint8 or uint16 (N, H, W), 0 or the number of the segment from 1; None where segments overlap or all are empty."""
+    labels = np.zeros((len(order), *size), np.uint8 if segments < 256 else np.uint16)
     for place, index in enumerate(order):
         for number in range(segments):
             mask = values(number, index)
-            if (labels[place][mask] > 0).any():
-                return np.stack(
-                    [np.stack([values(one, other) for other in order]) for one in range(segments)], axis=-1
-                ).astype(np.uint8)
+            if labels[place][mask].any():
+                return None
             labels[place][mask] = number + 1
     return labels if labels.any() else None
 
@@ -290,7 +283,7 @@ def _prepare(source: Any, path: Path) -> None:
 
 
 def stand_in(source: Any) -> Any:
-    """A data set with patient and study of ``source`` that passes for a single photograph, to begin a file from."""
+    """A data set with patient and study of ``source`` that passes for a photograph of one pixel, to begin a file from."""
     from pydicom.uid import SecondaryCaptureImageStorage
 
     found = copy.deepcopy(source)
@@ -307,6 +300,7 @@ def stand_in(source: Any) -> Any:
         if name in found:
             delattr(found, name)
     found.SOPClassUID = SecondaryCaptureImageStorage
+    found.Rows = found.Columns = 1
     return found
 
 
@@ -326,5 +320,5 @@ def highdicom() -> Any:
     try:
         import highdicom as library
     except ImportError:
-        raise ConfigError(f"DICOM SEG needs highdicom: {_INSTALL}") from None
+        raise ConfigError(f"DICOM SEG needs highdicom: {INSTALL}") from None
     return library

@@ -160,6 +160,8 @@ def _many(path: Path, text: str, leave_out: str | os.PathLike[str] | None) -> li
         if not (usable := [file for file in found if _can_be_read(file) and not _within(file, leave_out, path)]):
             raise DataError(f"{path}: holds nothing that can be read; these are: {READS}")
         return usable
+    if path.is_symlink() and not path.exists():
+        raise DataError(f"{text}: is a link to what is not there: check where it leads")
     matches = sorted((Path(name) for name in glob.glob(str(path), recursive=True)), key=natural_key)  # noqa: PTH207
     if not matches:
         pattern = any(char in text for char in "*?[")

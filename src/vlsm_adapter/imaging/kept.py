@@ -18,6 +18,14 @@ from vlsm_adapter.errors import UserError
 SCALE = 65535
 
 
+def no_room(error: OSError) -> UserError:
+    """``error`` of writing a temporary file, as one that says the fix."""
+    return UserError(
+        f"{tempfile.gettempdir()}: masks and probability maps cannot be kept there ({error.strerror}); free disk space, or set TMPDIR "
+        "to a folder on a larger disk"
+    )
+
+
 class Masks:
     """Label maps of N pictures (H, W): 0 background, else a number up to 65535; pictures that are not set are background."""
 
@@ -73,10 +81,7 @@ class Maps:
             self._file.write(np.rint(picture * SCALE).astype("<u2").tobytes())
             self._file.flush()
         except OSError as error:
-            raise UserError(
-                f"{tempfile.gettempdir()}: probability maps cannot be kept there ({error.strerror}); free disk space, or "
-                "set TMPDIR to a folder on a larger disk"
-            ) from error
+            raise no_room(error) from error
 
     def levels(self, number: int, index: int) -> npt.NDArray[np.uint16]:
         """The map of a prompt on a picture as uint16 (H, W), probability times 65535."""

@@ -20,14 +20,13 @@ from PIL import Image
 from vlsm_adapter import files
 from vlsm_adapter.errors import ConfigError, DataError, nearest
 from vlsm_adapter.imaging import contours, measures, rasters
-from vlsm_adapter.imaging.base import AnswerOptions, OutputNames, PictureAnswer, Stack
+from vlsm_adapter.imaging.base import FORMS, AnswerOptions, OutputNames, PictureAnswer, Stack
 from vlsm_adapter.imaging.dicom_seg import Provenance, check_source, write_segmentation
 from vlsm_adapter.imaging.kept import SCALE, Maps, Masks
 from vlsm_adapter.imaging.nifti_out import write_nifti
 from vlsm_adapter.imaging.postprocess import Cleaning, Competition
 from vlsm_adapter.output_names import image_names
 
-FORMS = ("auto", "png", "tiff", "nifti", "seg")
 _IN_KIND = {"picture": "png", "pages": "tiff", "frames": "png", "nifti": "nifti", "dicom": "seg"}
 _ENDINGS = {"png": ".png", "tiff": ".tif", "nifti": ".nii.gz", "seg": ".dcm"}
 _MOST_LABELS = 65535

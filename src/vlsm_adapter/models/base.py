@@ -410,12 +410,16 @@ class PromptSegmenter(nn.Module, ABC):
 
 def weight_modules(model: nn.Module, name: str) -> list[str]:
     """Dotted names of the smallest modules inside ``name`` that together hold all its parameters, in order."""
-    module = model.get_submodule(name)
-    # What an adapter has put there is not the model's: the module it stands for is.
-    module = module.get_submodule("base_layer") if hasattr(module, "base_layer") else module
-    if next(module.parameters(recurse=False), None) is not None:
-        return [name]
-    return [found for child, _ in module.named_children() for found in weight_modules(model, f"{name}.{child}")]
+
+    def inside(module: nn.Module, name: str) -> list[str]:
+        # What an adapter has put there is not the model's: the module it stands for is.
+        module = getattr(module, "base_layer", module)
+        # Looked up as they are kept: methods place adapters by many calls, and the generators take ten times as long.
+        if any(parameter is not None for parameter in module._parameters.values()):
+            return [name]
+        return [found for part, child in module.named_children() for found in inside(child, f"{name}.{part}")]
+
+    return inside(model.get_submodule(name), name)
 
 
 def describe_parameters(model: nn.Module) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vlsm_adapter.adapters.folder import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME
-from vlsm_adapter.adapters.hub import HubId, endpoint, hub_errors
-from vlsm_adapter.errors import UserError
+from vlsm_adapter.adapters.hub import HubId, can_be_found, endpoint, hub_errors
+from vlsm_adapter.errors import AdapterError, UserError
 from vlsm_adapter.models import embedded_models, text_free_models
 from vlsm_adapter.sharing.card import model_card
 from vlsm_adapter.sharing.facts import Facts, gather
@@ -94,6 +94,10 @@ def send(parcel: Parcel, *, private: bool = False) -> str:
         AdapterError: no login, no right, no network.
         UserError: the repository holds a base model, or is public where ``private`` was asked.
     """
+    if not can_be_found(endpoint()):
+        raise AdapterError(
+            f"'{parcel.repo}': {endpoint()} cannot be reached, nothing was sent: push again where there is a network"
+        )
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi(library_name="vlsm-adapter")

@@ -304,6 +304,14 @@ def test_the_command(exported, tmp_path: Path, picture: np.ndarray, capsys: pyte
     assert main(*asked, tmp_path / "new" / "m.png", "--overwrite") == 0
     for wrong, message in (
         ((exported.folder, tmp_path / "image.png", "--prompt", "a", "--out", tmp_path / "m.jpg"), "name it m.png"),
+        (
+            (exported.folder, tmp_path / "image.png", "--prompt", "a", "--out", tmp_path / "image.png", "--overwrite"),
+            "is the image itself",
+        ),
+        (
+            (exported.folder, tmp_path / "image.png", "--prompt", "a", "--out", tmp_path / "broken.png" / "m.png"),
+            "broken.png",
+        ),
         ((exported.folder, tmp_path / "image.png", "--prompt", " ", "--out", tmp_path / "m.png"), "--prompt is empty"),
         ((exported.folder, tmp_path / "broken.png", "--prompt", "a", "--out", tmp_path / "m.png"), "broken.png"),
         ((tmp_path, tmp_path / "image.png", "--prompt", "a", "--out", tmp_path / "m.png"), "not an exported folder"),

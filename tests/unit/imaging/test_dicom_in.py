@@ -329,6 +329,9 @@ def test_encrypted(grey: Path) -> None:
     item.EncryptedContent = b"secret"
     with pytest.raises(DataError, match="encrypted"):
         read_header(changed(grey, EncryptedAttributesSequence=[item], Rows=None, Columns=None))
+    path = changed(grey, EncryptedAttributesSequence=[item], PixelData=None)
+    with pytest.raises(DataError, match="its pictures are encrypted"):
+        stacks_of_headers([read_header(path)], ReadOptions())[0][0].picture(0)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import tracemalloc
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -130,6 +131,28 @@ def _check_places(seg: Any, stack: DicomStack) -> None:
             assert list(map(float, group.PlanePositionSequence[0].ImagePositionPatient)) == pytest.approx(place)
     referred = {item.ReferencedSOPInstanceUID for item in seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence}
     assert referred == {dataset.SOPInstanceUID for dataset in stack.datasets()}
+
+
+def test_memory_does_not_grow_with_the_prompts(dicom_sources: ModuleType, tmp_path: Path) -> None:
+    """Probabilities, and masks that overlap, are taken a frame at a time; at once they would be 3 to 12 MB for each prompt."""
+    stack = stack_of(dicom_sources.slices(tmp_path / "in", count=12, size=(512, 500)))
+    frame = np.random.default_rng(0).random(stack.size, np.float32)
+    for picture in (frame, frame > 0.5):
+        peaks = []
+        for number in (1, 2, 8):  # the first call imports
+            prompts = [f"polyp {one}" for one in range(number)]
+            tracemalloc.start()
+            write_segmentation(tmp_path / "m.dcm", stack, prompts, lambda number, index, of=picture: of)  # type: ignore[misc]
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+        assert peaks[2] - peaks[1] < 5 * 2**20, peaks
+        seg = hd.seg.segread(tmp_path / "m.dcm")
+        assert seg.NumberOfFrames == 8 * 12
+        # A volume at the place of the source, also for readers that know nothing of references.
+        volume = seg.get_volume(combine_segments=False, rescale_fractional=False)
+        assert volume.affine[:3, :3] == pytest.approx(np.array([[0, 0, 0.5], [0, 0.7, 0], [-2.5, 0, 0]]))
+        measures = seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+        assert (measures.PixelSpacing, measures.SpacingBetweenSlices) == ([0.7, 0.5], 2.5)
 
 
 def test_pictures_of_one_place_in_one_stack(dicom_sources: ModuleType, tmp_path: Path) -> None:

@@ -52,6 +52,12 @@ def test_an_item_that_names_nothing(tmp_path: Path, item: str, says: str) -> Non
         input_files([f"{tmp_path}/{item}"])
 
 
+def test_a_link_to_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.png").symlink_to(tmp_path / "absent.png")
+    with pytest.raises(DataError, match=r"a\.png: is a link to what is not there"):
+        input_files([tmp_path / "a.png"])
+
+
 def test_a_folder_of_nothing(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(DataError, match="holds nothing that can be read"):

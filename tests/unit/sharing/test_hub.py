@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from vlsm_adapter.adapters import hub
 from vlsm_adapter.adapters.hub import HubId, hub_errors, local_folder
 from vlsm_adapter.errors import AdapterError
+from vlsm_adapter.sharing.push import Parcel, send
 
 
 @pytest.mark.parametrize(
@@ -63,3 +64,13 @@ def test_what_a_library_raises_becomes_one_line() -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(AdapterError, match=r"^as it is$"), hub_errors("acme/x", HubId("acme/x")):
         raise AdapterError("as it is")
+
+
+def test_without_a_network_nothing_is_sent_and_it_is_said_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://hub.invalid")
+    parcel = Parcel("acme/polyp", tmp_path / "weights", "{}", "card", facts=None)  # type: ignore[arg-type]
+    with pytest.raises(AdapterError, match=r"'acme/polyp': https://hub\.invalid cannot be reached, nothing was sent"):
+        send(parcel)
