@@ -7,14 +7,16 @@ WORKERS ?= 2
 # The exporters' libraries leave threads behind that a later fork of the same process (loader processes) does not survive:
 # their tests run in processes of their own.
 EXPORT := tests/unit/export tests/e2e/test_export.py
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format bench clean
+.PHONY: help setup demo test test-all coverage lint format bench clean
 
 help:
 	@echo "make demo      fine-tune the embedded model on phantom images and report (under 5 minutes on 2 cores)"
 	@echo "make test      the tests (under 8 minutes on 2 cores)"
 	@echo "make test-all  with the slow ones"
+	@echo "make coverage  the tests and how much of the package they run"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     this package beside the usual way: ratios as table, JSON and plot in build/performance"
 	@echo "make setup     only build the environment in $(VENV)"
@@ -43,14 +45,17 @@ demo: $(VENV)/.core
 	@echo "report: demo/run/evaluation/test-p1/report.md    pictures: demo/predictions"
 
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" \
-		$(addprefix --ignore=,$(EXPORT)) --cov=vlsm_adapter --cov-report=
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" \
-		$(EXPORT) --cov=vlsm_adapter --cov-append --cov-report=term:skip-covered --cov-fail-under=88
+	$(PYTEST) -m "not slow" $(addprefix --ignore=,$(EXPORT))
+	$(PYTEST) -m "not slow" $(EXPORT)
 
 test-all: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(addprefix --ignore=,$(EXPORT))
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(EXPORT)
+	$(PYTEST) $(addprefix --ignore=,$(EXPORT))
+	$(PYTEST) $(EXPORT)
+
+# Counting lines makes the tests half as long again, so they are counted here alone.
+coverage: $(VENV)/.dev
+	$(PYTEST) -m "not slow" $(addprefix --ignore=,$(EXPORT)) --cov=vlsm_adapter --cov-report=
+	$(PYTEST) -m "not slow" $(EXPORT) --cov=vlsm_adapter --cov-append --cov-report=term:skip-covered --cov-fail-under=88
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -26,6 +26,14 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     """Runs of tests keep decoded images in a folder of the tests, not in the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLSM_CACHE_DIR", str(tmp_path_factory.mktemp("case_cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    # Thousands of small files are written; none of them has to survive a power cut.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vlsm_adapter.files.os.fsync", lambda descriptor: None)
         yield
 
 
@@ -151,15 +159,32 @@ def inputs(model: PromptSegmenter) -> dict[str, torch.Tensor]:
     return {"pixel_values": pixels, "input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
 
 
-@pytest.fixture
-def new_model(base_folder: Path) -> Callable[..., PromptSegmenter]:
+@pytest.fixture(scope="session")
+def built_once() -> Callable[[Hashable, Callable[[], PromptSegmenter]], PromptSegmenter]:
+    """``built_once(key, build)``: a copy of what ``build()`` gave first; random numbers go on as after building."""
+    kept: dict[Hashable, tuple[PromptSegmenter, torch.Tensor]] = {}
+
+    def copied(key: Hashable, build: Callable[[], PromptSegmenter]) -> PromptSegmenter:
+        if key not in kept:
+            kept[key] = (build(), torch.get_rng_state())
+        model, random_state = kept[key]
+        torch.set_rng_state(random_state)
+        return copy.deepcopy(model)
+
+    return copied
+
+
+@pytest.fixture(scope="session")
+def new_model(built_once: Callable[..., PromptSegmenter]) -> Callable[..., PromptSegmenter]:
     """``new_model(**changes_of_config)``: an in-memory model, with the tokenizer's numbers of special tokens."""
     from vlsm_adapter.models.clipseg import CLIPSeg
 
     def build(seed: int = 0, **changes: object) -> PromptSegmenter:
         special = {"vocab_size": 50, "bos_token_id": 48, "eos_token_id": 49, "pad_token_id": 49}
-        text = {**special, **changes.pop("text_config", {})}  # type: ignore[dict-item]
-        return CLIPSeg(build_clipseg(seed, text_config=text, **changes), base_id="in memory")
+        changes["text_config"] = {**special, **changes.get("text_config", {})}  # type: ignore[dict-item]
+        return built_once(
+            ("CLIPSeg", seed, repr(changes)), lambda: CLIPSeg(build_clipseg(seed, **changes), base_id="in memory")
+        )
 
     return build
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,7 @@ def package_of(path: Path) -> str:
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
+@functools.cache
 def imports_of(path: Path, *, top_level_only: bool = False) -> set[str]:
     """Dotted names of the modules that ``path`` imports; those for type checkers alone are left out at the top level."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -83,28 +85,28 @@ def named(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("path", FILES, ids=named)
-def test_imports_point_downwards(path: Path) -> None:
-    package = package_of(path)
-    if package in MAY_IMPORT:
-        assert ours_in(path) <= MAY_IMPORT[package] | {package}, "imports of a layer above or beside it"
+def test_imports_point_downwards() -> None:
+    for path in FILES:
+        package = package_of(path)
+        if package in MAY_IMPORT:
+            above = ours_in(path) - MAY_IMPORT[package] - {package}
+            assert not above, f"{named(path)}: imports of a layer above or beside it"
 
 
-@pytest.mark.parametrize("path", FILES, ids=named)
-def test_parts_do_not_see_the_run_configuration(path: Path) -> None:
-    if package_of(path) in MAY_IMPORT:
-        assert not {name for name in imports_of(path) if name.startswith("vlsm_adapter.config")}
+def test_parts_do_not_see_the_run_configuration() -> None:
+    for path in FILES:
+        if package_of(path) in MAY_IMPORT:
+            assert not {name for name in imports_of(path) if name.startswith("vlsm_adapter.config")}, named(path)
 
 
-@pytest.mark.parametrize("path", FILES, ids=named)
-def test_peft_has_two_files(path: Path) -> None:
-    uses = {name for name in imports_of(path) if name.split(".")[0] == "peft"}
-    assert not uses or named(path) in ("adapters/tuner.py", "adapters/peft_layers.py")
+def test_peft_has_two_files() -> None:
+    users = {named(path) for path in FILES if any(name.split(".")[0] == "peft" for name in imports_of(path))}
+    assert users == {"adapters/tuner.py", "adapters/peft_layers.py"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=named)
-def test_torchvision_is_not_used(path: Path) -> None:
-    assert not {name for name in imports_of(path) if name.split(".")[0] == "torchvision"}
+def test_torchvision_is_not_used() -> None:
+    for path in FILES:
+        assert not {name for name in imports_of(path) if name.split(".")[0] == "torchvision"}, named(path)
 
 
 @pytest.mark.parametrize("name", LIGHT)

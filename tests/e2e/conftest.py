@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
+import typer.main
 
 from vlsm_adapter import cli
 from vlsm_adapter.data.phantoms import write_phantoms
@@ -33,6 +37,43 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("phantoms") / "data"
     write_phantoms(folder, cases_per_modality=10, seed=1, modalities=("endoscopy",), splits=(0.6, 0.2, 0.2))
     return folder
+
+
+@pytest.fixture(scope="session")
+def _fork_server() -> ModuleType:
+    """The module ``forked``, its server started."""
+    sys.path.append(str(Path(__file__).parent))  # processes import it by its name
+    import forked
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        forked.start_server()
+    return forked
+
+
+@pytest.fixture
+def start(_fork_server: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """``start("train", "--data", folder)``: the command as a process (``forked.Command``), ended with the test."""
+    started: list[Any] = []
+    folder = tmp_path_factory.mktemp("told")
+
+    def begin(*arguments: object, **options: Any) -> Any:
+        options.setdefault("told", folder / str(len(started)))
+        started.append(_fork_server.Command(*arguments, **options))
+        return started[-1]
+
+    yield begin
+    for command in started:
+        command.kill()
+        command.wait(60)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_command_tree() -> Iterator[None]:
+    # Typer builds the tree of all commands and options anew for every call.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("typer.main.get_command", functools.cache(typer.main.get_command))
+        yield
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 import yaml
 
+from vlsm_adapter.study.folder import CellFolder
+
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray (the extra 'study')")
 needs_optuna = pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="needs Optuna (the extra 'study')")
 needs_proc = pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds processes by /proc")
@@ -53,6 +55,18 @@ def _broken_copy(data: Path, copy: Path) -> Path:
     return copy
 
 
+@pytest.fixture
+def runs_at_once(start: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of runs that need not import anything first; on Ray they are started as they always are."""
+
+    def begin(run: Path, stop_file: Path, threads: int) -> Any:
+        assert threads == 1
+        return start(run, "--stop", stop_file, script="study.cell", told=CellFolder(run).output_file)
+
+    monkeypatch.setattr("vlsm_adapter.study.processes.start", begin)
+
+
+@pytest.mark.usefixtures("runs_at_once")
 def test_a_study_runs_says_what_failed_and_does_not_repeat_itself(
     vlsm: Callable, phantoms: Path, base_folder: Path, tmp_path: Path
 ) -> None:
@@ -166,8 +180,8 @@ Start = Callable[..., subprocess.Popen]
 
 
 @pytest.fixture
-def start() -> Iterator[Start]:
-    """``start("study.yaml", "--out", out)`` gives the process of the command, which does not outlive the test."""
+def compare() -> Iterator[Start]:
+    """``compare("study.yaml", "--out", out)`` gives the process of the command, which does not outlive the test."""
     started: list[subprocess.Popen] = []
 
     def run(*arguments: object) -> subprocess.Popen:
@@ -229,9 +243,9 @@ def _epochs(run: Path) -> list[int]:
 
 
 @needs_ray
-def test_a_study_on_ray(start: Start, phantoms: Path, base_folder: Path, tmp_path: Path) -> None:
+def test_a_study_on_ray(compare: Start, phantoms: Path, base_folder: Path, tmp_path: Path) -> None:
     study = _study(tmp_path, phantoms, base_folder, methods={"zero_shot": {}})
-    driver = start(study, "--out", tmp_path / "out", "--jobs", 1)
+    driver = compare(study, "--out", tmp_path / "out", "--jobs", 1)
     _, errors = driver.communicate(timeout=300)
     assert driver.returncode == 0, errors
     assert "Ray on this machine" in errors
@@ -243,7 +257,7 @@ def test_a_study_on_ray(start: Start, phantoms: Path, base_folder: Path, tmp_pat
 @needs_proc
 @pytest.mark.slow
 def test_kills_of_runs_workers_and_the_driver_cost_an_epoch_at_most(
-    start: Start, phantoms: Path, base_folder: Path, tmp_path: Path
+    compare: Start, phantoms: Path, base_folder: Path, tmp_path: Path
 ) -> None:
     epochs = 150
     train = {"epochs": epochs, "batch_size": 2, "patience": 0, "save_seconds": 0.0}
@@ -255,7 +269,7 @@ def test_kills_of_runs_workers_and_the_driver_cost_an_epoch_at_most(
     def progressed(than: int, driver: subprocess.Popen) -> int:
         return _until(lambda: len(_epochs(run)) > than and _processes_of(run), "an epoch", driver)[0]
 
-    driver = start(*command)
+    driver = compare(*command)
     os.kill(progressed(1, driver), signal.SIGKILL)  # the run itself
     done = len(_epochs(run))
     _until(lambda: _status(run).get("attempts") == 2, "a second attempt", driver)
@@ -269,7 +283,7 @@ def test_kills_of_runs_workers_and_the_driver_cost_an_epoch_at_most(
     _until(lambda: not _processes_of(run), "the run to notice")
     assert len(_epochs(run)) < epochs
 
-    driver = start(*command)
+    driver = compare(*command)
     progressed(len(_epochs(run)), driver)
     driver.send_signal(signal.SIGINT)  # Ctrl-C
     _, errors = driver.communicate(timeout=120)
@@ -280,7 +294,7 @@ def test_kills_of_runs_workers_and_the_driver_cost_an_epoch_at_most(
     assert not _processes_of(run)
     assert not (out / ".stop").exists()
 
-    driver = start(*command)
+    driver = compare(*command)
     _, errors = driver.communicate(timeout=300)
     assert driver.returncode == 0, errors
     assert "2 of 2 runs finished" in errors
@@ -293,7 +307,7 @@ def test_kills_of_runs_workers_and_the_driver_cost_an_epoch_at_most(
 
 
 @needs_optuna
-@pytest.mark.slow
+@pytest.mark.usefixtures("runs_at_once")
 def test_a_search_chooses_by_validation_and_its_trials_see_no_test_case(
     vlsm: Callable, phantoms: Path, base_folder: Path, tmp_path: Path
 ) -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -80,9 +77,9 @@ def test_mistakes_are_answered_in_one_line(
     assert not answer.out
 
 
-def test_a_killed_import_goes_on(vlsm: Callable, tmp_path: Path) -> None:
+def test_a_killed_import_goes_on(vlsm: Callable, start: Callable, tmp_path: Path) -> None:
     """SIGKILL in the middle: no data set is there; the same command finishes it, equal to one that was not killed."""
-    data, count = tmp_path / "data", 250
+    data, count = tmp_path / "data", 120
     pixels = np.random.default_rng(0).integers(0, 255, (120, 120, 3), np.uint8)
     mask = Image.fromarray((pixels[..., 0] > 127).astype(np.uint8) * np.uint8(255))
     for number in range(count):
@@ -97,22 +94,14 @@ def test_a_killed_import_goes_on(vlsm: Callable, tmp_path: Path) -> None:
 
     out, whole = tmp_path / "killed/set", tmp_path / "whole/set"
     journal = out / "records.jsonl.partial"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vlsm_adapter.cli", *arguments(out)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        end = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < end:
-            if journal.is_file() and journal.stat().st_size > 3_000:
-                os.kill(process.pid, signal.SIGKILL)
-                break
-            time.sleep(0.002)
-        assert process.wait(timeout=30) == -signal.SIGKILL, "it ended before it could be killed: make the set larger"
-    finally:
-        if process.poll() is None:
+    process = start(*arguments(out))
+    end = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < end:
+        if journal.is_file() and journal.stat().st_size > 3_000:
             process.kill()
+            break
+        time.sleep(0.002)
+    assert process.wait(timeout=30) == -signal.SIGKILL, "it ended before it could be killed: make the set larger"
     assert journal.is_file()
     assert not (out / "records.jsonl").exists()
     refused = vlsm("data", "show", out, "--prompt", "polyp")

@@ -22,7 +22,7 @@ METHODS = {
     **{
         f"shallow-{parts}": ("--adapter", "shallow", "--set", f"adapter.settings.parts={parts}",
                              "--set", "adapter.settings.bottleneck_dim=4", "--set", "adapter.settings.condition_dim=4")
-        for parts in ("v", "vl", "vlc")
+        for parts in ("vl", "vlc")
     },
     "dense-v": ("--adapter", "dense", "--set", "adapter.settings.parts=v"),
     "dense-vlc": ("--adapter", "dense"),

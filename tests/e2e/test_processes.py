@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,17 +20,6 @@ _SETTINGS = (
 )  # fmt: skip
 
 
-def _start(*arguments: object) -> subprocess.Popen:
-    environment = {key: value for key, value in os.environ.items() if key not in ("LOCAL_RANK", "WORLD_SIZE")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "vlsm_adapter", *map(str, arguments)],
-        env={**environment, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def _options(data: Path, model: Path, out: Path, epochs: int, *settings: str) -> list[object]:
     assigned = [part for setting in (*_SETTINGS, *settings) for part in ("--set", setting)]
     return ["train", "--data", data, "--model", model, "-o", out, "--epochs", epochs, "--lr", 0.01, *assigned]
@@ -43,11 +30,13 @@ def _rows(run: Path) -> list[dict[str, float]]:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
-def test_two_processes_are_one_with_twice_the_batch(phantoms: Path, base_folder: Path, tmp_path: Path) -> None:
+def test_two_processes_are_one_with_twice_the_batch(
+    start: Callable, phantoms: Path, base_folder: Path, tmp_path: Path
+) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     processes = [
-        _start(*_options(phantoms, base_folder, one, 3, "train.batch_size=4")),
-        _start(*_options(phantoms, base_folder, two, 3, "train.batch_size=2", "train.devices=2")),
+        start(*_options(phantoms, base_folder, one, 3, "train.batch_size=4")),
+        start(*_options(phantoms, base_folder, two, 3, "train.batch_size=2", "train.devices=2")),
     ]
     for process in processes:
         _, errors = process.communicate(timeout=300)
@@ -72,9 +61,11 @@ def test_two_processes_are_one_with_twice_the_batch(phantoms: Path, base_folder:
 
 
 @pytest.mark.slow
-def test_two_processes_stop_together_and_go_on(phantoms: Path, base_folder: Path, tmp_path: Path) -> None:
+def test_two_processes_stop_together_and_go_on(
+    start: Callable, phantoms: Path, base_folder: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
-    process = _start(*_options(phantoms, base_folder, run, 400, "train.batch_size=2", "train.devices=2"))
+    process = start(*_options(phantoms, base_folder, run, 400, "train.batch_size=2", "train.devices=2"))
     deadline = time.monotonic() + 120
     while not (run / "state.safetensors").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -85,7 +76,7 @@ def test_two_processes_stop_together_and_go_on(phantoms: Path, base_folder: Path
     assert "Traceback" not in errors
     assert errors.count("stopping after this update") == 1
 
-    process = _start("train", "--resume", run)
+    process = start("train", "--resume", run)
     while "resumed at" not in (run / "log.txt").read_text() and time.monotonic() < deadline + 120:
         time.sleep(0.05)
     done = len(_rows(run))

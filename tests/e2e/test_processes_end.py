@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,26 +42,27 @@ def _options(data: Path, model: Path, out: Path) -> list[str]:
     return [*map(str, given), *assigned]
 
 
-def _start(command: list[str], **environment: str) -> subprocess.Popen:
-    without = ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    kept = {key: value for key, value in os.environ.items() if key not in without and not key.startswith("SLURM_")}
-    return subprocess.Popen(
-        [sys.executable, *command],
-        env={**kept, "OMP_NUM_THREADS": "1", **environment},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+class _Told:
+    """A command whose error stream is a pipe, which its further processes hold open as long as one of them is there."""
 
+    def __init__(self, start: Callable, folder: Path, *arguments: object, **options: Any) -> None:
+        pipe = folder / f"told-{len(list(folder.glob('told-*')))}"
+        os.mkfifo(pipe)
+        self._reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        self.process = start(*arguments, told=pipe, **options)
 
-def _end(process: subprocess.Popen) -> tuple[int, list[str]]:
-    """Exit code and error lines; returns when the last process that writes to the pipe is gone."""
-    try:
-        _, told = process.communicate(timeout=240)
-    finally:
-        process.kill()
-    assert "Traceback" not in told
-    return process.returncode, [line for line in told.splitlines() if "error" in line.lower()]
+    def end(self) -> tuple[int, list[str]]:
+        """Exit code and error lines; returns when the last process that writes to the pipe is gone."""
+        code, told = self.process.wait(timeout=240), b""
+        while True:
+            ready, _, _ = select.select([self._reader], [], [], 240)
+            assert ready, "another process of the run is still there"
+            if not (part := os.read(self._reader, 1 << 16)):
+                break
+            told += part
+        os.close(self._reader)
+        assert b"Traceback" not in told
+        return code, [line for line in told.decode().splitlines() if "error" in line.lower()]
 
 
 @pytest.mark.parametrize(
@@ -71,19 +73,21 @@ def _end(process: subprocess.Popen) -> tuple[int, list[str]]:
     ],
 )
 def test_an_error_of_one_process_is_told_once(
-    phantoms: Path, base_folder: Path, tmp_path: Path, where: str, error: str, line: str
+    start: Callable, phantoms: Path, base_folder: Path, tmp_path: Path, where: str, error: str, line: str
 ) -> None:
     script = tmp_path / "faulty.py"
     script.write_text(_FAULTY.format(where=where, error=error))
-    process = _start([str(script), *_options(phantoms, base_folder, tmp_path / "run")])
-    assert _end(process) == (2, [line])
+    command = _Told(start, tmp_path, *_options(phantoms, base_folder, tmp_path / "run"), script=script)
+    assert command.end() == (2, [line])
 
 
 @pytest.mark.slow
-def test_a_fault_in_a_further_process_is_told_by_it(phantoms: Path, base_folder: Path, tmp_path: Path) -> None:
+def test_a_fault_in_a_further_process_is_told_by_it(
+    start: Callable, phantoms: Path, base_folder: Path, tmp_path: Path
+) -> None:
     script, run = tmp_path / "faulty.py", tmp_path / "run"
     script.write_text(_FAULTY.format(where="second", error='RuntimeError("odd")'))
-    code, lines = _end(_start([str(script), *_options(phantoms, base_folder, run)]))
+    code, lines = _Told(start, tmp_path, *_options(phantoms, base_folder, run), script=script).end()
     assert code == 2
     assert lines[0].startswith("vlsm: error: unexpected RuntimeError: odd")
     assert lines[1].startswith("vlsm: error: another process of the run stopped")
@@ -91,24 +95,21 @@ def test_a_fault_in_a_further_process_is_told_by_it(phantoms: Path, base_folder:
 
 
 @pytest.mark.slow
-def test_a_run_that_is_busy_is_told_once(phantoms: Path, base_folder: Path, tmp_path: Path) -> None:
+def test_a_run_that_is_busy_is_told_once(start: Callable, phantoms: Path, base_folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    first = _start(["-m", "vlsm_adapter", *_options(phantoms, base_folder, run), "--epochs", "400"])
-    try:
-        deadline = time.monotonic() + 120
-        while not (run / "state.safetensors").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        second = _start(["-m", "vlsm_adapter", "train", "--resume", str(run)])
-        line = f"vlsm: error: {run}: another process is training this run; wait for it or stop it"
-        assert _end(second) == (2, [line])
-        first.terminate()
-        assert _end(first)[0] == 130
-    finally:
-        first.kill()
+    first = _Told(start, tmp_path, *_options(phantoms, base_folder, run), "--epochs", 400)
+    deadline = time.monotonic() + 120
+    while not (run / "state.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    second = _Told(start, tmp_path, "train", "--resume", run)
+    line = f"vlsm: error: {run}: another process is training this run; wait for it or stop it"
+    assert second.end() == (2, [line])
+    first.process.terminate()
+    assert first.end()[0] == 130
 
 
 @pytest.mark.slow
-def test_tasks_of_slurm_train_together(phantoms: Path, base_folder: Path, tmp_path: Path) -> None:
+def test_tasks_of_slurm_train_together(start: Callable, phantoms: Path, base_folder: Path, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -122,8 +123,11 @@ def test_tasks_of_slurm_train_together(phantoms: Path, base_folder: Path, tmp_pa
         "MASTER_PORT": str(port),
     }
     run = tmp_path / "run"
-    command = ["-m", "vlsm_adapter", *_options(phantoms, base_folder, run)]
-    tasks = [_start(command, **common, SLURM_PROCID=str(task), SLURM_LOCALID=str(task)) for task in range(2)]
+    command = _options(phantoms, base_folder, run)
+    tasks = [
+        start(*command, environment={**common, "SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)})
+        for task in range(2)
+    ]
     told = [task.communicate(timeout=240)[1] for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], told
     assert "finished: all 3 epochs" in told[0]

@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import csv
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
 TIMES = {"seconds", "images_per_second"}
-
-
-def _command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "vlsm_adapter.cli", *map(str, arguments)]
-
-
-def _start(*arguments: object) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        _command(*arguments), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
 
 
 def _options(data: Path, model: Path, out: Path) -> list[object]:
@@ -42,21 +29,30 @@ def _rows(run: Path) -> list[dict[str, str]]:
         return [{key: value for key, value in row.items() if key not in TIMES} for row in csv.DictReader(file)]
 
 
-def test_killed_at_random_moments_and_resumed_is_bit_equal(phantoms: Path, base_folder: Path, tmp_path: Path) -> None:
+def _progress(run: Path) -> int:
+    """Epochs that are done; -1 before there is a run."""
+    if not (run / "config.yaml").exists():
+        return -1
+    return len(_rows(run)) if (run / "metrics.csv").exists() else 0
+
+
+def test_killed_at_random_moments_and_resumed_is_bit_equal(
+    start: Callable, phantoms: Path, base_folder: Path, tmp_path: Path
+) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    process = _start(*_options(phantoms, base_folder, whole))
+    process = start(*_options(phantoms, base_folder, whole))
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
 
-    moments = random.Random(7)
-    process, kills = _start(*_options(phantoms, base_folder, broken)), 0
-    for _ in range(30):
-        # Killed once it has written its first state, after a random part of the work; later kills come at any time.
+    # The first kill comes before or about the first state, the later ones a random while after ever more epochs.
+    moments, kills = random.Random(7), 0
+    process = start(*_options(phantoms, base_folder, broken))
+    for _ in range(6):
         if kills < 4:
             deadline = time.monotonic() + 60
-            while process.poll() is None and not (broken / "config.yaml").exists() and time.monotonic() < deadline:
+            while process.poll() is None and _progress(broken) < (0, 2, 5, 8)[kills] and time.monotonic() < deadline:
                 time.sleep(0.005)
-            time.sleep(moments.uniform(0.0, 0.25) if kills % 2 == 0 else moments.uniform(0.0, 4.0))
+            time.sleep(moments.uniform(0.0, 0.1))
         if process.poll() is None and kills < 4:
             process.send_signal(signal.SIGKILL)
             kills += 1
@@ -64,9 +60,9 @@ def test_killed_at_random_moments_and_resumed_is_bit_equal(phantoms: Path, base_
         if process.returncode == 0:
             break
         assert process.returncode == -signal.SIGKILL, errors
-        process = _start("train", "--resume", broken)
+        process = start("train", "--resume", broken)
     assert process.returncode == 0
-    assert kills >= 2
+    assert kills >= 3
 
     expected, got = load_file(whole / "state.safetensors"), load_file(broken / "state.safetensors")
     assert expected.keys() == got.keys()
@@ -77,9 +73,11 @@ def test_killed_at_random_moments_and_resumed_is_bit_equal(phantoms: Path, base_
     assert not list((broken / "adapter").glob("*.pt"))
 
 
-def test_ctrl_c_saves_and_says_how_to_continue(phantoms: Path, base_folder: Path, tmp_path: Path) -> None:
+def test_ctrl_c_saves_and_says_how_to_continue(
+    start: Callable, phantoms: Path, base_folder: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
-    process = _start(*_options(phantoms, base_folder, run)[:-1], "train.schedule=cosine", "--epochs", 500)
+    process = start(*_options(phantoms, base_folder, run)[:-1], "train.schedule=cosine", "--epochs", 500)
     deadline = time.monotonic() + 60
     while not (run / "state.safetensors").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -88,7 +86,7 @@ def test_ctrl_c_saves_and_says_how_to_continue(phantoms: Path, base_folder: Path
     assert process.returncode == 130, errors
     assert f"vlsm train --resume {run}" in errors
     assert "Traceback" not in errors
-    process = _start("train", "--resume", run)
+    process = start("train", "--resume", run)
     while "resumed" not in (run / "log.txt").read_text() and time.monotonic() < deadline + 60:
         time.sleep(0.05)
     time.sleep(0.3)

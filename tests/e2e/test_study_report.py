@@ -4,28 +4,42 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from vlsm_adapter.config import RunConfig
 from vlsm_adapter.data.images import read_image
+from vlsm_adapter.evaluate import evaluate_run
 from vlsm_adapter.examples import read_examples
+from vlsm_adapter.train import train
 
-FAST = ("--epochs", 1, "--batch-size", 4, "--set", "log.tensorboard=false")
+
+@pytest.fixture(scope="module")
+def three_runs(phantoms: Path, base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("three") / "runs"
+    for method, seed in (("decoder_only", 1), ("decoder_only", 2), ("shallow", 1)):
+        values = {
+            "data.path": str(phantoms),
+            "model.name": str(base_folder),
+            "adapter.method": method,
+            "train.seed": seed,
+            "train.epochs": 1,
+            "train.batch_size": 4,
+            "log.tensorboard": False,
+        }
+        run = train(RunConfig.load(None, values), root / f"{method}-{seed}")
+        evaluate_run(run.path)
+    return root
 
 
 @pytest.fixture
-def runs(vlsm: Callable, phantoms: Path, base_folder: Path, tmp_path: Path) -> Path:
-    """Three plain runs, two methods, evaluated; made without a study."""
-    root = tmp_path / "runs"
-    for method, seed in (("decoder_only", 1), ("decoder_only", 2), ("shallow", 1)):
-        run = root / f"{method}-{seed}"
-        options = ("--data", phantoms, "--model", base_folder, "--adapter", method, "--seed", seed, "-o", run)
-        assert vlsm("train", *options, *FAST).code == 0
-        assert vlsm("evaluate", run).code == 0
-    return root
+def runs(three_runs: Path, tmp_path: Path) -> Path:
+    """Three plain runs, two methods, evaluated; made without a study. The test's own."""
+    return shutil.copytree(three_runs, tmp_path / "runs")
 
 
 def test_from_runs_to_a_report_and_back_from_its_small_form(vlsm: Callable, runs: Path, tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def test_table_and_plot(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"scaling.svg", "scaling.png"}
 
 
+@pytest.mark.slow
 def test_points_are_measured(tmp_path: Path) -> None:
     import scaling
     from measuring import Setting

@@ -4,19 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _no_waiting_for_the_disk() -> Iterator[None]:
-    # Hundreds of small files are written; none of them has to survive a power cut.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vlsm_adapter.files.os.fsync", lambda descriptor: None)
-        yield
 
 
 @pytest.fixture(scope="session")
