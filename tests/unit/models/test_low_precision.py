@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -173,3 +175,19 @@ def test_maps_whose_biases_train_stay(model: CLIPSeg, inputs: dict[str, torch.Te
     assert count < total
     model(**inputs).square().mean().backward()
     assert all(value.grad is not None for value in model.parameters() if value.requires_grad)
+
+
+def test_numbers_below_the_normal_ones_are_zero_in_all_threads() -> None:
+    # In a process of its own: torch's threads inherit it where they have not been started before.
+    code = """
+import warnings
+import numpy, torch
+torch.set_num_threads(2)
+from vlsm_adapter.models import load_model
+load_model("tiny")
+small = torch.full((1_000_000,), 1e-30) * 1e-10
+assert not small.any(), int(small.count_nonzero())
+warnings.simplefilter("error")  # numpy warns where it first looks now
+assert numpy.finfo(numpy.float32).smallest_subnormal is not None and numpy.finfo(float).eps > 0
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
