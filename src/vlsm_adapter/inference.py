@@ -105,10 +105,16 @@ def decode(
 ) -> torch.Tensor:
     """Logits float32 (P, h, w) at the network's resolution of P prompts, prompt i on image ``image_index[i]``."""
     index = torch.as_tensor(list(image_index), dtype=torch.long, device=text.condition.device)
-    parts = [
-        model.decode(image, text[start : start + _CHUNK], index[start : start + _CHUNK]).float()
-        for start in range(0, len(index), _CHUNK)
-    ]
+    at_once = min(_CHUNK, model.prompts_at_once(image))
+    parts = []
+    for start in range(0, len(index), at_once):
+        chunk = slice(start, start + at_once)
+        asked, own = image, index[chunk]
+        if len(index) > at_once and len(image.activations[0]) > 1:
+            # What is computed once per image is computed for these alone.
+            which, own = own.unique(return_inverse=True)
+            asked = image.with_tensors([tensor[which] for tensor in image.tensors()])
+        parts.append(model.decode(asked, text[chunk], own).float())
     return torch.cat(parts)
 
 

@@ -78,7 +78,9 @@ def test_prompts_are_encoded_once_and_as_one_by_one(model, monkeypatch) -> None:
     torch.testing.assert_close(alone[0], both[0], atol=1e-5, rtol=1e-5)
 
 
-def test_many_prompts_are_decoded_in_parts_with_the_same_result(model, inputs) -> None:
+@pytest.mark.parametrize("at_once", [32, 2, 1])
+def test_many_prompts_are_decoded_in_parts_with_the_same_result(model, inputs, monkeypatch, at_once: int) -> None:
+    monkeypatch.setattr(type(model), "prompts_at_once", lambda self, image: at_once)
     prompts = [f"{word} {number}" for number in range(9) for word in ("skin", "the", "polyp", "round", "in")]
     with inferring(model):
         image = model.encode_image(inputs["pixel_values"])
@@ -86,6 +88,15 @@ def test_many_prompts_are_decoded_in_parts_with_the_same_result(model, inputs) -
         index = [number % 2 for number in range(len(prompts))]
         whole = model.decode(image, text, torch.tensor(index))
         torch.testing.assert_close(decode(model, image, text, index), whole, atol=1e-5, rtol=1e-5)
+
+
+def test_few_wide_prompts_are_decoded_together(model, inputs) -> None:
+    with inferring(model):
+        image = model.encode_image(inputs["pixel_values"])
+    few = model.prompts_at_once(image)
+    assert 1 <= few <= 32
+    model.clipseg.config.decoder_intermediate_size *= 1000
+    assert model.prompts_at_once(image) == 1
 
 
 def test_a_change_of_weights_is_seen(model) -> None:

@@ -245,6 +245,10 @@ class PromptSegmenter(nn.Module, ABC):
     def decode(self, image: ImageFeatures, text: TextFeatures, image_index: torch.Tensor | None = None) -> torch.Tensor:
         """Logits (P, H, W) of each prompt on the image ``image_index`` (P,) names (by default prompt i on image i)."""
 
+    def prompts_at_once(self, image: ImageFeatures) -> int:
+        """How many prompts are best decoded together for prediction: as many as keep to the processor's cache."""
+        return 32
+
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import CLIPSegForImageSegmentation, PreTrainedTokenizerBase
 
 
+_CACHE = 8 << 20  # bytes that stay in a processor's cache from one step of a block to the next
 # Sites of a transformer block and their modules, in the order of the computation.
 _BLOCK = (
     ("query", "self_attn.q_proj"),
@@ -185,6 +186,13 @@ class CLIPSeg(PromptSegmenter):
         patches = output[:, 1:].transpose(1, 2).unflatten(2, image.grid)  # without the class token
         logits: torch.Tensor = self.logits(_upsample(decoder.transposed_convolution, patches))
         return logits
+
+    def prompts_at_once(self, image: ImageFeatures) -> int:
+        """See the base class: a prompt's widest tensor is that of a decoder block's wide map, 4 MB at full size."""
+        if self.device.type != "cpu":
+            return super().prompts_at_once(image)
+        tokens, width = image.activations[0].shape[1], self.clipseg.config.decoder_intermediate_size
+        return max(1, min(32, _CACHE // (4 * tokens * width)))
 
     # -- sites -----------------------------------------------------------------------------------------------------
 
