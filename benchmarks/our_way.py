@@ -23,6 +23,7 @@ from vlsm_adapter.data.loaders import make_loader
 from vlsm_adapter.data.phantoms import write_phantoms
 from vlsm_adapter.losses import LOSSES
 from vlsm_adapter.models import load_model
+from vlsm_adapter.models.low_precision import flushing_denormals
 from vlsm_adapter.models.preprocessing import Preprocessing
 from vlsm_adapter.optimization import make_optimizer
 from vlsm_adapter.run_folder import RunFolder
@@ -121,7 +122,8 @@ class OurTraining:
         """Train an epoch; images per second."""
         session = self.session
         start = self.clock()
-        fit._train_epoch(session)
+        with flushing_denormals():  # as fit.fit does
+            fit._train_epoch(session)
         _finish(session.fabric.device)
         seconds = self.clock() - start
         images, loss = session.progress.epoch_cases, session.progress.epoch_loss

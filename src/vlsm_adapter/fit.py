@@ -27,7 +27,7 @@ from vlsm_adapter.interrupt import StopSignal
 from vlsm_adapter.logs import Logs
 from vlsm_adapter.losses import LOSSES, Loss
 from vlsm_adapter.models.base import PromptSegmenter
-from vlsm_adapter.models.low_precision import flush_denormals
+from vlsm_adapter.models.low_precision import flushing_denormals
 from vlsm_adapter.optimization import check_gradients, learning_rate, step_plateau
 from vlsm_adapter.processes import CommonStop, own_share, summed
 from vlsm_adapter.run_folder import RunFolder
@@ -74,8 +74,7 @@ class Session:
 def fit(session: Session) -> None:
     """Epochs until the end, a stop for want of progress, or an interruption; the state is saved after each."""
     config, progress = session.config.train, session.progress
-    flush_denormals()
-    with session.stop.listening():
+    with session.stop.listening(), flushing_denormals():
         if session.config.adapter.resume_from is not None and progress.best < 0:
             _score_start(session)
         while progress.finished is None:

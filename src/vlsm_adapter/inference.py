@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from vlsm_adapter.adapters import tuner
 from vlsm_adapter.errors import UserError
-from vlsm_adapter.models.low_precision import computing, flush_denormals
+from vlsm_adapter.models.low_precision import computing, flushing_denormals
 
 if TYPE_CHECKING:
     from vlsm_adapter.models.base import ImageFeatures, PromptSegmenter, TextFeatures
@@ -56,12 +56,11 @@ def probability_at_size(logits: torch.Tensor, size: tuple[int, int]) -> np.ndarr
 @contextmanager
 def inferring(model: PromptSegmenter) -> Iterator[None]:
     """Without gradients, in evaluation mode, in the model's precision; modules that were in training mode are put back into it."""
-    flush_denormals()  # this may be another thread than the one that loaded the model
     training = [module for module in model.modules() if module.training]
     if training:
         model.eval()
     try:
-        with torch.inference_mode(), computing(model):
+        with torch.inference_mode(), computing(model), flushing_denormals():
             yield
     finally:
         for module in training:

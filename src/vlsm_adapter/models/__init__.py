@@ -48,9 +48,9 @@ def load_model(name: str | Path, dtype: str | torch.dtype = "auto") -> PromptSeg
     import torch
 
     from vlsm_adapter.models import checkpoints
-    from vlsm_adapter.models.low_precision import flush_denormals
+    from vlsm_adapter.models.low_precision import start_threads
 
-    flush_denormals()  # before torch starts its threads, which inherit it
+    start_threads()
     if isinstance(dtype, str):
         if dtype not in _DTYPES:
             raise ModelError(f"dtype '{dtype}' is unknown: {nearest(dtype, _DTYPES)}")

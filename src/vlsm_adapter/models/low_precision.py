@@ -10,8 +10,10 @@ Adapters can also be trained on maps in 8 bits: gradients pass through them as t
 
 from __future__ import annotations
 
+import sys
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -106,15 +108,27 @@ def _packed(weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
         return torch.ops.quantized.linear_prepack(quantised, bias)
 
 
-def flush_denormals() -> None:
-    """Let this thread, and those that torch will start from it, take float32 numbers below 1.2e-38 for zero.
+@contextmanager
+def flushing_denormals() -> Iterator[None]:
+    """In here this thread, and those that torch starts from it, take numbers below 1.2e-38 (float32) for zero.
 
     A processor computes with such numbers in microcode, a hundred times slower; the tails of softmax and their gradients are
     full of them: the backward pass of attention in CLIPSeg's decoder takes a quarter of the time without them.
     """
+    before = not sys.float_info.min / 2  # torch has no question for it
     for kind in (np.float16, np.float32, np.float64):
-        np.finfo(kind)  # asks the processor for its smallest number once, and would warn afterwards
+        np.finfo(kind)  # asks the processor for its smallest number once, and would warn in here
     torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+
+
+def start_threads() -> None:
+    """Have torch start its threads, unless it has, such that they take denormal numbers for zero as long as they live."""
+    with flushing_denormals():
+        torch.zeros(1 << 20).add_(1)
 
 
 def lower_precision(model: PromptSegmenter, precision: str, *, trains: bool = False) -> str:

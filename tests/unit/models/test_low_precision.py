@@ -177,17 +177,20 @@ def test_maps_whose_biases_train_stay(model: CLIPSeg, inputs: dict[str, torch.Te
     assert all(value.grad is not None for value in model.parameters() if value.requires_grad)
 
 
-def test_numbers_below_the_normal_ones_are_zero_in_all_threads() -> None:
+def test_denormal_numbers_are_zero_in_all_threads_while_a_model_computes() -> None:
     # In a process of its own: torch's threads inherit it where they have not been started before.
     code = """
 import warnings
 import numpy, torch
 torch.set_num_threads(2)
+from vlsm_adapter.inference import inferring
 from vlsm_adapter.models import load_model
-load_model("tiny")
-small = torch.full((1_000_000,), 1e-30) * 1e-10
-assert not small.any(), int(small.count_nonzero())
-warnings.simplefilter("error")  # numpy warns where it first looks now
-assert numpy.finfo(numpy.float32).smallest_subnormal is not None and numpy.finfo(float).eps > 0
+model = load_model("tiny")
+warnings.simplefilter("error")  # numpy warns where it first looks while they are zero
+with inferring(model):
+    small = torch.full((1_000_000,), 1e-30) * 1e-10
+    assert not small.any(), int(small.count_nonzero())
+    numpy.finfo(numpy.float32).smallest_subnormal, numpy.finfo(float).eps
+assert numpy.float32(1e-30) * numpy.float32(1e-10) > 0  # the caller's own thread is as it was
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
