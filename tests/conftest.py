@@ -160,6 +160,24 @@ def inputs(model: PromptSegmenter) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="session")
+def save_random_adapter(base_folder: Path) -> Callable[..., None]:
+    """``save_random_adapter(folder, seed, info)``: a dense adapter of the small model that answers otherwise than without it."""
+    from vlsm_adapter import DenseAdapterConfig, attach, save_adapter
+
+    def save(folder: Path, seed: int, info: object) -> None:
+        model = load_model(base_folder)
+        torch.manual_seed(seed)
+        attach(model, DenseAdapterConfig(bottleneck_dim=8))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.3 * torch.randn_like(parameter))
+        save_adapter(model, folder, info=info)
+
+    return save
+
+
+@pytest.fixture(scope="session")
 def built_once() -> Callable[[Hashable, Callable[[], PromptSegmenter]], PromptSegmenter]:
     """``built_once(key, build)``: a copy of what ``build()`` gave first; random numbers go on as after building."""
     kept: dict[Hashable, tuple[PromptSegmenter, torch.Tensor]] = {}

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from vlsm_adapter import AdapterInfo, DenseAdapterConfig, Predictor, attach, load_model, save_adapter
+from vlsm_adapter import AdapterInfo, Predictor
 from vlsm_adapter.data.images import read_image
 from vlsm_adapter.data.records import load_records
 
@@ -30,18 +29,11 @@ TOKEN = "a-token-of-enough-characters"
 
 
 @pytest.fixture(scope="session")
-def served(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Path:
+def served(tmp_path_factory: pytest.TempPathFactory, save_random_adapter: Callable[..., None]) -> Path:
     """A folder with the adapters ``one`` and ``two``."""
     folder = tmp_path_factory.mktemp("served")
     for seed, name in enumerate(("one", "two")):
-        model = load_model(base_folder)
-        torch.manual_seed(seed)
-        attach(model, DenseAdapterConfig(bottleneck_dim=8))
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(0.3 * torch.randn_like(parameter))
-        save_adapter(model, folder / name, info=AdapterInfo(threshold=0.45))
+        save_random_adapter(folder / name, seed, AdapterInfo(threshold=0.45))
     return folder
 
 

@@ -59,8 +59,8 @@ def quick_gelu_mlp(
 ) -> torch.Tensor:
     """second(QuickGELU(first(x))).
 
-    Frozen float32 maps are computed together, as long as what adapters add comes behind them; anything else runs module
-    by module. Both give the same values bit for bit, so an adapter that changes nothing changes nothing.
+    Frozen maps, in float32 or in 8 bits to train through, are computed together, as long as what adapters add comes behind
+    them; anything else runs module by module. Both give the same values bit for bit, so an adapter that changes nothing changes nothing.
 
     Args:
         first, second: linear maps (D to M, M to D), or layers that adapters have put in their place.

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from vlsm_adapter import AdapterInfo, DenseAdapterConfig, attach, load_model, save_adapter
+from vlsm_adapter import AdapterInfo, load_model
 
 pytest.importorskip("fastapi")
 
@@ -26,19 +25,12 @@ from vlsm_adapter.serve.settings import ServeSettings
 
 
 @pytest.fixture(scope="session")
-def adapters(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Path:
+def adapters(tmp_path_factory: pytest.TempPathFactory, save_random_adapter: Callable[..., None]) -> Path:
     """A folder with an adapter ``polyp``, a run ``skin-run``, a damaged adapter and things that are none. Read only."""
     folder = tmp_path_factory.mktemp("served")
     for seed, (name, place) in enumerate({"polyp": "polyp", "skin": "skin-run/adapter"}.items()):
-        model = load_model(base_folder)
-        torch.manual_seed(seed)
-        attach(model, DenseAdapterConfig(bottleneck_dim=8))
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(0.3 * torch.randn_like(parameter))
         info = AdapterInfo(threshold=0.5 - 0.1 * seed, prompts=(name,), data="phantoms", scores={"dice": 0.5})
-        save_adapter(model, folder / place, info=info)
+        save_random_adapter(folder / place, seed, info)
     (folder / "skin-run" / "config.yaml").write_text("")
     (folder / "broken").mkdir()
     (folder / "broken" / "adapter_config.json").write_text("{")
