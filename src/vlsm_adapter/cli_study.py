@@ -24,7 +24,10 @@ def compare(
     ] = None,
     retries: Annotated[int, typer.Option(metavar="N", min=0, help="Further attempts at a run that fails.")] = 1,
     only: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help="Runs whose path holds this, e.g. 'kvasir/*/dense*/s41'.")
+        str | None,
+        typer.Option(
+            metavar="PATTERN", help="Runs whose path holds this, e.g. 'kvasir/*/dense*/s41'; several with commas."
+        ),
     ] = None,
     local: Annotated[
         bool, typer.Option("--local", help="Without Ray: one run after another, on this machine.")

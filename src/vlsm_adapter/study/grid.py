@@ -138,17 +138,22 @@ def config_of(
 
 
 def select(cells: Sequence[Cell], pattern: str | None) -> list[Cell]:
-    """The cells whose path holds ``pattern``, in which ``*`` and ``?`` stand for any characters.
+    """The cells whose path holds ``pattern``, or one of several with commas between; ``*`` and ``?`` stand for any characters.
 
     Raises:
-        ConfigError: it names none.
+        ConfigError: one of them names none.
     """
     if pattern is None:
         return list(cells)
-    found = [cell for cell in cells if fnmatch.fnmatchcase(cell.path, f"*{pattern}*")]
-    if not found:
-        raise ConfigError(f"--only '{pattern}': names no run; the first of {len(cells)} is {cells[0].path}")
-    return found
+    parts = [part.strip() for part in pattern.split(",")]
+    found = {
+        part: {cell.path for cell in cells if fnmatch.fnmatchcase(cell.path, f"*{part}*")} for part in parts if part
+    }
+    for part in parts:
+        if not found.get(part):
+            raise ConfigError(f"--only '{part}': names no run; the first of {len(cells)} is {cells[0].path}")
+    wanted = set().union(*found.values())
+    return [cell for cell in cells if cell.path in wanted]
 
 
 def differences(then: RunConfig, now: RunConfig) -> list[str]:

@@ -124,8 +124,12 @@ def test_selection_by_pattern(cells: list[Cell]) -> None:
     assert {cell.path for cell in select(cells, "polyps/*/zero_shot")} == {
         "polyps/clean/tiny/zero_shot/100pct/s0", "polyps/published/tiny/zero_shot/100pct/s0",
     }  # fmt: skip
-    with pytest.raises(ConfigError, match="names no run"):
-        select(cells, "nothing")
+    assert {cell.method for cell in select(cells, "tiny/dense_v/, zero_shot")} == {"dense_v", "zero_shot"}
+    in_order = [cell for cell in cells if cell.path.endswith(("/s0", "/s1"))]
+    assert select(cells, "s1,s0") == in_order
+    for wrong in ("nothing", "dense,nothing", "dense,", ""):
+        with pytest.raises(ConfigError, match="names no run"):
+            select(cells, wrong)
 
 
 def test_differences_are_those_that_change_results(cells: list[Cell]) -> None:
