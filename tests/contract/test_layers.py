@@ -101,7 +101,7 @@ def test_parts_do_not_see_the_run_configuration() -> None:
 
 def test_peft_has_two_files() -> None:
     users = {named(path) for path in FILES if any(name.split(".")[0] == "peft" for name in imports_of(path))}
-    assert users == {"adapters/tuner.py", "adapters/peft_layers.py"}
+    assert users == {"adapters/peft_host.py", "adapters/peft_layers.py"}
 
 
 def test_torchvision_is_not_used() -> None:

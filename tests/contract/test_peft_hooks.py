@@ -1,10 +1,12 @@
-"""The hooks of PEFT that adapters/tuner.py stands on, and PEFT's own methods on the same seam.
+"""The hooks of PEFT that adapters/peft_host.py stands on, and PEFT's own methods on the same seam.
 
 If PEFT changes any of them, this file says which.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import peft
@@ -15,6 +17,8 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 
 from vlsm_adapter.adapters import DenseAdapterConfig, tuner
 from vlsm_adapter.adapters.attach import active, attach, attached, detach, without_adapter
+from vlsm_adapter.adapters.peft_host import SiteTuner
+from vlsm_adapter.adapters.site_layer import SiteLayer
 from vlsm_adapter.errors import AdapterError
 from vlsm_adapter.models.base import PromptSegmenter
 
@@ -41,25 +45,34 @@ def test_version_is_the_one_pinned() -> None:
 
 
 def test_our_kind_stands_in_the_mappings() -> None:
-    kind = tuner.SiteType.VLSM_SITES
-    assert peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[kind] is tuner.SiteConfig
-    assert peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING[kind] is tuner.SiteTuner
-    assert peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING[kind] == "adapter_"
-    assert kind not in list(peft.PeftType)
+    assert peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[tuner.KIND] is tuner.SiteConfig
+    assert peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING[tuner.KIND] is SiteTuner
+    assert peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING[tuner.KIND] == "adapter_"
+    assert tuner.KIND not in [kind.value for kind in peft.PeftType]
+    assert issubclass(SiteLayer, BaseTunerLayer)
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "_prepare_adapter_config",
-        "_check_target_module_exists",
-        "_create_and_replace",
         "_remove_adapter_name_from_key",
         "inject_adapter",
     ],
 )
 def test_tuner_hooks_are_there(name: str) -> None:
     assert callable(getattr(BaseTuner, name))
+
+
+def test_our_layer_has_what_pefts_layers_have() -> None:
+    """Whatever PEFT may call on a layer of any method, but for what LoRA, quantisation and moving devices need."""
+    others = {
+        "frozen_peft_weight_names", "quantization_backend", "get_base_weight", "set_base_weight", "_get_embed_scale",
+        "merge", "unmerge", "_freeze_non_trainable_peft_weights", "_get_base_layer_device_and_dtype",
+        "_move_adapter_to_device_of_base_layer", "_cast_input_dtype", "supports_lora_conversion", "_abc_impl",
+    }  # fmt: skip
+    layer = SiteLayer(torch.nn.Linear(1, 1))
+    missing = {name for name in vars(BaseTunerLayer) if not name.startswith("__") and not hasattr(layer, name)}
+    assert missing <= others
 
 
 @pytest.mark.parametrize(
@@ -164,3 +177,25 @@ def test_site_that_lora_holds_is_refused_and_nothing_changes(new_model: Build) -
     assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == trains
     assert attached(model) == ["lora"]
     assert active(model) == "lora"
+
+
+def test_peft_that_comes_later_finds_our_adapters() -> None:
+    """A script that attaches, and imports PEFT afterwards: in a process of its own, for here PEFT is loaded."""
+    script = """
+import sys
+from vlsm_adapter import attach, load_model
+from vlsm_adapter.adapters import DenseAdapterConfig
+model = load_model("tiny")
+attach(model, DenseAdapterConfig(3, parts="v"), "one")
+assert "peft" not in sys.modules
+import peft
+weights = peft.get_peft_model_state_dict(model, adapter_name="one")
+assert len(weights) == 4 * 2 * 10, len(weights)
+config = peft.LoraConfig(r=2, target_modules=["q_proj"])
+peft.inject_adapter_in_model(config, model, adapter_name="lora")
+from vlsm_adapter.adapters.attach import attached, use_adapter
+assert attached(model) == ["one", "lora"]
+use_adapter(model, "one")
+assert not any(layer.active_adapters != ["one"] for layer in model.modules() if hasattr(layer, "active_adapters"))
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

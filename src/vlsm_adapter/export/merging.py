@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from vlsm_adapter.adapters import tuner
 from vlsm_adapter.adapters.peft_layers import PeftPart
+from vlsm_adapter.adapters.site_layer import SiteLayer
 from vlsm_adapter.models.base import PromptSegmenter
 
 
@@ -26,7 +26,7 @@ def merge(model: PromptSegmenter) -> tuple[int, int]:
     """
     folded = carried = 0
     for path, layer in list(model.named_modules()):
-        if not isinstance(layer, tuner.SiteLayer):
+        if not isinstance(layer, SiteLayer):
             continue
         plain = _plain(layer)
         if plain is None:
@@ -38,7 +38,7 @@ def merge(model: PromptSegmenter) -> tuple[int, int]:
     return folded, carried
 
 
-def _plain(layer: tuner.SiteLayer) -> nn.Module | None:
+def _plain(layer: SiteLayer) -> nn.Module | None:
     """The module of the base's kind that computes what ``layer`` does, or None where there is none."""
     if layer.in_use is not layer:
         return layer.in_use

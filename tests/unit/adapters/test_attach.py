@@ -10,6 +10,7 @@ import torch
 
 from vlsm_adapter.adapters import DenseAdapterConfig, ShallowAdapterConfig, adapter_config, tuner
 from vlsm_adapter.adapters.attach import active, attach, attached, detach, use_adapter, without_adapter
+from vlsm_adapter.adapters.site_layer import SiteLayer
 from vlsm_adapter.errors import AdapterError
 from vlsm_adapter.models.base import PromptSegmenter
 
@@ -165,14 +166,14 @@ def test_failure_half_way_is_undone(model: PromptSegmenter, monkeypatch: pytest.
     attach(model, SHALLOW, "first")
     model.train()
     before = state_of(model)
-    real, calls = tuner.SiteLayer.add, iter(range(5))
+    real, calls = SiteLayer.add, iter(range(5))
 
-    def fail_late(self: tuner.SiteLayer, *args: object) -> None:
+    def fail_late(self: SiteLayer, *args: object) -> None:
         if next(calls, None) is None:
             raise MemoryError
         real(self, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(tuner.SiteLayer, "add", fail_late)
+    monkeypatch.setattr(SiteLayer, "add", fail_late)
     with pytest.raises(MemoryError):
         attach(model, DENSE, "second")
     assert state_of(model) == before

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from vlsm_adapter.adapters import ADAPTERS, adapter_config, tuner
+from vlsm_adapter.adapters import ADAPTERS, adapter_config
 from vlsm_adapter.adapters.attach import attach
+from vlsm_adapter.adapters.site_layer import SiteLayer
 from vlsm_adapter.export.merging import merge
 from vlsm_adapter.models.base import PromptSegmenter
 
@@ -32,7 +33,7 @@ def test_merged_model_answers_as_before(model: PromptSegmenter, inputs: dict[str
         after = model(**inputs)
     assert not torch.equal(base, before)
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
-    left = sum(isinstance(module, tuner.SiteLayer) for module in model.modules())
+    left = sum(isinstance(module, SiteLayer) for module in model.modules())
     assert left == carried
     assert (carried == 0 and folded > 0) == (method in FOLDED)
 
