@@ -196,6 +196,8 @@ peft.inject_adapter_in_model(config, model, adapter_name="lora")
 from vlsm_adapter.adapters.attach import attached, use_adapter
 assert attached(model) == ["one", "lora"]
 use_adapter(model, "one")
-assert not any(layer.active_adapters != ["one"] for layer in model.modules() if hasattr(layer, "active_adapters"))
+from vlsm_adapter.adapters import tuner
+layers = list(tuner.layers(model))
+assert len(layers) > 20 and all(layer.active_adapters == ["one"] for layer in layers)
 """
     subprocess.run([sys.executable, "-c", script], check=True)
