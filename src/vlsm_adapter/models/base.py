@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -22,6 +22,10 @@ from vlsm_adapter.models.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from vlsm_adapter.models.tokenizer import FileTokenizer
+
+    TextTokenizer: TypeAlias = PreTrainedTokenizerBase | FileTokenizer
 
 logger = logging.getLogger("vlsm_adapter")
 
@@ -198,9 +202,7 @@ class PromptSegmenter(nn.Module, ABC):
     caution: ClassVar[str] = ""
     can_checkpoint: ClassVar[bool] = False  # whether image blocks run through kept_or_again
 
-    def __init__(
-        self, base_id: str, preprocessing: Preprocessing, tokenizer: PreTrainedTokenizerBase | None = None
-    ) -> None:
+    def __init__(self, base_id: str, preprocessing: Preprocessing, tokenizer: TextTokenizer | None = None) -> None:
         super().__init__()
         self.base_id = base_id
         self.preprocessing = preprocessing

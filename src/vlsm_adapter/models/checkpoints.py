@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from vlsm_adapter.errors import ModelError, one_line
 from vlsm_adapter.models.preprocessing import Preprocessing
+from vlsm_adapter.models.tokenizer import FileTokenizer, is_plain
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,7 +26,7 @@ def read_config(source: str | Path, base_id: str) -> dict[str, Any]:
     Raises:
         ModelError: not found or not JSON.
     """
-    path = _find(source, "config.json")
+    path = find_file(source, "config.json")
     if path is None:
         if isinstance(source, Path) and (source / "adapter_config.json").is_file():
             raise ModelError(f"{source}: is an adapter folder, not a base model; load it with load_adapter")
@@ -42,18 +43,8 @@ def load_stock_model(model_class: type[PreTrainedModel], source: str | Path, bas
     Raises:
         ModelError: no safetensors (a pickle is refused), a damaged file, or missing weights.
     """
-    if isinstance(source, Path) and not weights_files(source):
-        pickles = sorted(path.name for path in source.glob("*.bin")) + sorted(p.name for p in source.glob("*.pt"))
-        if pickles:
-            raise ModelError(
-                f"{source / pickles[0]}: a pickle can run code and is refused; convert it to model.safetensors"
-            )
-        raise ModelError(f"{source}: holds no model.safetensors; copy the whole folder")
-    if isinstance(source, Path) and (source / "adapter_config.json").is_file():
-        # transformers would load that adapter into the base on its own.
-        raise ModelError(
-            f"{source}: holds a base model and an adapter (adapter_config.json); move one of them elsewhere"
-        )
+    if isinstance(source, Path):
+        refuse_other_folders(source)
     from transformers.utils import logging as transformers_logging
 
     bars = transformers_logging.is_progress_bar_enabled()
@@ -82,30 +73,66 @@ def load_stock_model(model_class: type[PreTrainedModel], source: str | Path, bas
     return model
 
 
+def refuse_other_folders(folder: Path) -> None:
+    """Refuse a folder that holds a pickle in place of weights, none, or an adapter beside them.
+
+    Raises:
+        ModelError: it does.
+    """
+    if not weights_files(folder):
+        pickles = sorted(path.name for path in folder.glob("*.bin")) + sorted(path.name for path in folder.glob("*.pt"))
+        if pickles:
+            raise ModelError(
+                f"{folder / pickles[0]}: a pickle can run code and is refused; convert it to model.safetensors"
+            )
+        raise ModelError(f"{folder}: holds no model.safetensors; copy the whole folder")
+    if (folder / "adapter_config.json").is_file():
+        # Which of the two is meant is not ours to guess; transformers would load that adapter into the base on its own.
+        raise ModelError(
+            f"{folder}: holds a base model and an adapter (adapter_config.json); move one of them elsewhere"
+        )
+
+
 def load_preprocessing(source: str | Path, base_id: str, default: Preprocessing | None = None) -> Preprocessing:
     """The preprocessing saved beside the weights; ``default``, or CLIPSeg's own, where there is none."""
-    path = _find(source, "preprocessor_config.json")
+    path = find_file(source, "preprocessor_config.json")
     if path is None:
         return default or Preprocessing()
     return Preprocessing.from_hugging_face(_read_json(path, base_id))
 
 
-def load_tokenizer(source: str | Path, base_id: str) -> PreTrainedTokenizerBase | None:
-    """The tokenizer saved beside the weights, or None where a local folder has none."""
-    from transformers import AutoTokenizer
-    from transformers.utils import logging as transformers_logging
+def load_tokenizer(source: str | Path, base_id: str) -> PreTrainedTokenizerBase | FileTokenizer | None:
+    """The tokenizer saved beside the weights, or None where a local folder has none.
 
+    Raises:
+        ModelError: its files are damaged.
+    """
     names = ("tokenizer.json", "vocab.json", "tokenizer_config.json")
     if isinstance(source, Path) and not any((source / name).exists() for name in names):
         return None
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # it warns of model types that are not its own, such as 'san'
     try:
-        return AutoTokenizer.from_pretrained(str(source))
+        whole, config = (find_file(source, name) for name in ("tokenizer.json", "tokenizer_config.json"))
+        together = whole is not None and config is not None and whole.parent == config.parent
+        if together and config is not None and is_plain(_read_json(config, base_id)):
+            return FileTokenizer(config.parent)
+        return _load_stock_tokenizer(source)
+    except ModelError:
+        raise
     except Exception as error:  # the tokenizers library raises bare Exception on a damaged file
         raise ModelError(
             f"model '{base_id}': the tokenizer cannot be read ({one_line(error)}); copy its files again"
         ) from error
+
+
+def _load_stock_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # it warns of model types that are not its own, such as 'san'
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(source))
+        return tokenizer
     finally:
         transformers_logging.set_verbosity(verbosity)
 
@@ -114,7 +141,7 @@ def weights_folder(source: str | Path) -> Path | None:
     """The local folder that holds the weights files, also for a hub id (its snapshot in the cache)."""
     if isinstance(source, Path):
         return source
-    found = _find(source, "config.json")
+    found = find_file(source, "config.json")
     return found.parent if found is not None and weights_files(found.parent) else None
 
 
@@ -153,19 +180,19 @@ def hash_tensor(digest: hashlib._Hash, name: str, tensor: torch.Tensor) -> None:
     digest.update(tensor.contiguous().cpu().flatten().view(torch.uint8).numpy().data)
 
 
-def _find(source: str | Path, name: str) -> Path | None:
-    """A file of a folder, or of a hub id (downloaded, or from the local cache)."""
+def find_file(source: str | Path, name: str) -> Path | None:
+    """A file of a folder, or of a hub id (downloaded, or from the local cache); None where there is none."""
     if isinstance(source, Path):
         path = source / name
         return path if path.is_file() else None
-    from transformers.utils import cached_file
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
-        found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
-    except (OSError, ValueError):  # not reachable, or not a well-formed id
+        return Path(hf_hub_download(source, name))
+    except (OSError, ValueError, HfHubHTTPError):  # not there, not reachable, or not a well-formed id
         return None
-    return Path(found) if found else None
 
 
 def _read_json(path: Path, base_id: str) -> dict[str, Any]:

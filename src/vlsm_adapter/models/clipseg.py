@@ -1,4 +1,4 @@
-"""CLIPSeg (Lüddecke & Ecker, CVPR 2022) on transformers' modules and checkpoints, with its own staged forward.
+"""CLIPSeg (Lüddecke & Ecker, CVPR 2022) from Hugging Face's files, in three stages.
 
 The stock ``CLIPSegForImageSegmentation.forward`` runs both encoders without gradients and all their blocks; this one
 keeps gradients through all three stages and runs no vision block past the last one the decoder reads. Its logits are
@@ -19,12 +19,16 @@ from torch import nn
 from vlsm_adapter.errors import ModelError
 from vlsm_adapter.models import checkpoints
 from vlsm_adapter.models.base import ImageFeatures, PromptSegmenter, Site, TextFeatures, TextSkip, weight_modules
+from vlsm_adapter.models.clipseg_parts.loading import load_network
+from vlsm_adapter.models.clipseg_parts.network import CLIPSegNetwork
 from vlsm_adapter.models.encoder_block import encoder_block
 from vlsm_adapter.models.preprocessing import Preprocessing
 from vlsm_adapter.models.prompt_tokens import Insertion, run_block, tokens_given
 
 if TYPE_CHECKING:
-    from transformers import CLIPSegForImageSegmentation, PreTrainedTokenizerBase
+    from transformers import CLIPSegForImageSegmentation
+
+    from vlsm_adapter.models.base import TextTokenizer
 
 
 _CACHE = 8 << 20  # bytes that stay in a processor's cache from one step of a block to the next
@@ -43,7 +47,7 @@ class CLIPSeg(PromptSegmenter):
     """CLIP ViT image encoder, CLIP text encoder, and a light transformer decoder conditioned by FiLM.
 
     Args:
-        clipseg: the stock model (weights and configuration).
+        clipseg: the modules with their weights and configuration: ours, or transformers' stock model.
         preprocessing: by default CLIPSeg's own, 352 x 352 with ImageNet statistics.
         tokenizer: a CLIP-like tokenizer, or None where only token ids are passed.
         base_id: where the weights came from, for messages and adapter cards.
@@ -54,10 +58,10 @@ class CLIPSeg(PromptSegmenter):
 
     def __init__(
         self,
-        clipseg: CLIPSegForImageSegmentation,
+        clipseg: CLIPSegNetwork | CLIPSegForImageSegmentation,
         *,
         preprocessing: Preprocessing | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
+        tokenizer: TextTokenizer | None = None,
         base_id: str = "unnamed",
     ) -> None:
         super().__init__(base_id, preprocessing or Preprocessing(), tokenizer)
@@ -283,9 +287,7 @@ class CLIPSeg(PromptSegmenter):
         Raises:
             ModelError: something is missing, damaged, of another kind, or only there as a pickle.
         """
-        from transformers import CLIPSegForImageSegmentation
-
-        clipseg = checkpoints.load_stock_model(CLIPSegForImageSegmentation, source, base_id, dtype)
+        clipseg = load_network(source, base_id, dtype)
         folder = checkpoints.weights_folder(source)
         model = cls(
             clipseg,

@@ -39,7 +39,7 @@ from vlsm_adapter.models.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing
 from vlsm_adapter.models.prompt_tokens import tokens_given
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from vlsm_adapter.models.base import TextTokenizer
 
 __all__ = ["CRIS", "CRISConfig"]
 
@@ -86,7 +86,7 @@ class CRIS(PromptSegmenter):
         config: CRISConfig,
         *,
         preprocessing: Preprocessing | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
+        tokenizer: TextTokenizer | None = None,
         base_id: str = "unnamed",
     ) -> None:
         super().__init__(base_id, preprocessing or default_preprocessing(config), tokenizer)

@@ -1,4 +1,4 @@
-"""A transformer block of CLIP on transformers' modules, with less work and memory for what is frozen.
+"""A transformer block of CLIP, with less work and memory for what is frozen.
 
 Two thirds of a block's arithmetic is its two wide linear maps with QuickGELU between them. Written as modules, QuickGELU
 takes three new tensors of four times the width, and training keeps two. Where both maps are frozen they are computed
@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from vlsm_adapter.models.clipseg_parts.network import MLP
 from vlsm_adapter.models.low_precision import Int8Linear
 
 _FACTOR = 1.702  # of QuickGELU, OpenAI's approximation of GELU
@@ -82,10 +83,10 @@ def quick_gelu_mlp(
 
 
 def encoder_block(block: nn.Module, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """What transformers' ``CLIPSegEncoderLayer`` computes.
+    """What a block of CLIP computes: x + attention(LN x), then x + MLP(LN x).
 
     Args:
-        block: the layer; its projections may carry adapters.
+        block: the layer, ours or transformers' ``CLIPSegEncoderLayer``; its projections may carry adapters.
         x: (B, T, D).
         mask: added to the products, broadcast to (B, heads, T, T); None where all see all.
 
@@ -95,9 +96,11 @@ def encoder_block(block: nn.Module, x: torch.Tensor, mask: torch.Tensor | None) 
     parts = cast("Any", block)
     x = x + parts.self_attn(parts.layer_norm1(x), attention_mask=mask)[0]
     inside = parts.layer_norm2(x)
-    if parts.mlp.config.hidden_act == "quick_gelu" and not parts.mlp._forward_hooks:
-        return x + quick_gelu_mlp(parts.mlp.fc1, parts.mlp.fc2, inside, parts.mlp.activation_fn)
-    return x + parts.mlp(inside)
+    mlp = parts.mlp
+    activation = mlp.activation if isinstance(mlp, MLP) else mlp.config.hidden_act
+    if activation == "quick_gelu" and not mlp._forward_hooks:
+        return x + quick_gelu_mlp(mlp.fc1, mlp.fc2, inside, mlp.activation_fn)
+    return x + mlp(inside)
 
 
 def _parted(layer: nn.Module) -> tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor] | None]:

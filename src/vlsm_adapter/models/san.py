@@ -53,7 +53,7 @@ from vlsm_adapter.models.san_parts.config import SANConfig
 from vlsm_adapter.models.san_parts.side import SideNetwork
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from vlsm_adapter.models.base import TextTokenizer
 
 __all__ = ["SAN", "SANConfig"]
 
@@ -97,7 +97,7 @@ class SAN(PromptSegmenter):
         config: SANConfig,
         *,
         preprocessing: Preprocessing | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
+        tokenizer: TextTokenizer | None = None,
         base_id: str = "unnamed",
     ) -> None:
         super().__init__(base_id, preprocessing or default_preprocessing(config), tokenizer)

@@ -86,7 +86,7 @@ def read_tensors(source: str | Path, base_id: str) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = checkpoints._find(source, WEIGHTS)
+    path = checkpoints.find_file(source, WEIGHTS)
     if path is None:
         folders = [source] if isinstance(source, Path) else []
         pickles = [found for folder in folders for kind in ("*.bin", "*.pt", "*.pth") for found in folder.glob(kind)]
