@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from vlsm_adapter.errors import ModelError, one_line
+from vlsm_adapter.models.known_hashes import hash_of
 from vlsm_adapter.models.preprocessing import Preprocessing
 from vlsm_adapter.models.tokenizer import FileTokenizer, is_plain
 
@@ -157,9 +158,15 @@ def weights_files(folder: Path) -> list[Path]:
 def hash_folder(folder: Path) -> str:
     """SHA-256 over all tensors of the base model in ``folder``, independent of file layout and order.
 
+    Of large files it is kept (:mod:`.known_hashes`).
+
     Raises:
         ModelError: a file is truncated or not safetensors.
     """
+    return hash_of(weights_files(folder), lambda: _hash_tensors_in(folder))
+
+
+def _hash_tensors_in(folder: Path) -> str:
     digest = hashlib.sha256()
     tensors: dict[str, Path] = {}
     for path in weights_files(folder):
