@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlsm_adapter.imaging.base import Stack
-from vlsm_adapter.imaging.postprocess import bounding_box, components
+from vlsm_adapter.imaging.postprocess import bounding_box, count_components
 
 COLUMNS = (
     "image",
@@ -73,12 +73,13 @@ class Measures:
             return cls(0, 0)
         box = bounding_box(mask)
         part = mask[box]
-        _, count = components(part)
         centroid = []
         for axis, bounds in enumerate(box):
             along = part.sum(axis=tuple(other for other in range(part.ndim) if other != axis), dtype=np.int64)
             centroid.append(bounds.start + float(along @ np.arange(along.size)) / pixels)
-        return cls(pixels, count, tuple(centroid), tuple((bounds.start, bounds.stop - 1) for bounds in box))
+        return cls(
+            pixels, count_components(part), tuple(centroid), tuple((bounds.start, bounds.stop - 1) for bounds in box)
+        )
 
 
 def is_volume(stack: Stack) -> bool:

@@ -138,6 +138,36 @@ def components(mask: Mask) -> tuple[npt.NDArray[np.int32], int]:
     return labels.astype(np.int32, copy=False), int(count)
 
 
+def count_components(mask: Mask) -> int:
+    """How many connected components ``mask`` has, bool of any number of axes.
+
+    Of a picture (H, W) it is counted by its runs: pixels next to each other in a row. Importing scipy takes ten times as long
+    as any picture, and every prediction counts.
+    """
+    if mask.ndim != 2:
+        return components(mask)[1]
+    edges = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    rows, starts = np.nonzero(edges == 1)
+    _, ends = np.nonzero(edges == -1)  # one behind the last pixel
+    stride = mask.shape[1] + 2
+    # Runs of the next row that begin before one behind this run's end and end behind one before its start touch it.
+    first = np.searchsorted(rows * stride + ends, (rows + 1) * stride + starts, "left")
+    behind = np.searchsorted(rows * stride + starts, (rows + 1) * stride + ends, "right")
+    touched = np.maximum(behind - first, 0)
+    above = np.repeat(np.arange(len(rows)), touched)
+    below = np.arange(len(above)) - np.repeat(np.cumsum(touched) - touched, touched) + np.repeat(first, touched)
+    # Every run points to one of smaller number that it touches, in the end to the first of its component. Each round
+    # leaves at most half of the firsts.
+    parent = np.arange(len(rows))
+    while True:
+        one, other = parent[above], parent[below]
+        if np.array_equal(one, other):
+            return int(np.count_nonzero(parent == np.arange(len(rows))))
+        np.minimum.at(parent, np.maximum(one, other), np.minimum(one, other))
+        while not np.array_equal(parent[parent], parent):
+            parent = parent[parent]
+
+
 def bounding_box(mask: Mask) -> tuple[slice, ...]:
     """Slices of the smallest box around ``mask``, which has foreground."""
     box = []

@@ -10,7 +10,14 @@ from scipy import ndimage
 
 from vlsm_adapter.errors import ConfigError, DataError
 from vlsm_adapter.imaging.base import AnswerOptions, Spacing
-from vlsm_adapter.imaging.postprocess import Cleaning, Competition, bounding_box, components, fill_holes
+from vlsm_adapter.imaging.postprocess import (
+    Cleaning,
+    Competition,
+    bounding_box,
+    components,
+    count_components,
+    fill_holes,
+)
 
 
 def noise(shape: list[int], density: float, seed: int) -> np.ndarray:
@@ -68,6 +75,39 @@ def test_order_is_holes_then_largest_then_size() -> None:
     assert not kept[:, 9:].any()
     assert Cleaning(largest_component=True)(ring)[:, 9:].any()
     assert not Cleaning(fill_holes=True, min_pixels=26)(ring).any()
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=2, max_size=2), st.floats(0, 1), seeds)
+def test_components_counted_by_runs_are_those_labelled(shape: list[int], density: float, seed: int) -> None:
+    mask = noise(shape, density, seed)
+    assert count_components(mask) == components(mask)[1]
+    assert count_components(~mask) == components(~mask)[1]
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (0, 5), (5, 0), (1, 1), (3, 4, 5)])
+def test_components_are_counted_in_any_shape(shape: tuple[int, ...]) -> None:
+    assert count_components(np.zeros(shape, bool)) == 0
+    assert count_components(np.ones(shape, bool)) == (1 if np.prod(shape) else 0)
+
+
+def test_components_that_meet_late_are_one() -> None:
+    """A spiral and a comb: runs that seem apart until the last row or the innermost turn."""
+    comb = np.zeros((200, 201), bool)
+    comb[:, ::2] = True
+    comb[-1] = True
+    spiral = np.zeros((41, 41), bool)
+    row = column = 20
+    spiral[row, column] = True
+    for turn in range(1, 38):
+        down, right = ((0, 1), (1, 0), (0, -1), (-1, 0))[turn % 4]
+        for _ in range((turn + 1) // 2 * 2):
+            row, column = row + down, column + right
+            if not (0 <= row < 41 and 0 <= column < 41):
+                break
+            spiral[row, column] = True
+    for mask in (comb, spiral, np.kron(np.eye(50, dtype=bool), np.ones((3, 3), bool)), comb.T):
+        assert count_components(mask) == components(mask)[1]
 
 
 def test_components_touch_at_corners_and_across_slices() -> None:
