@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -102,6 +103,12 @@ def build_clipseg(seed: int = 0, **changes: object):  # type: ignore[no-untyped-
             else:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return stock
+
+
+@pytest.fixture(scope="session")
+def stock_clipseg() -> Callable[..., Any]:
+    """``stock_clipseg(seed, **changes_of_config)``: transformers' own model."""
+    return build_clipseg
 
 
 def small_tokenizer():  # type: ignore[no-untyped-def]

@@ -19,7 +19,7 @@ from vlsm_adapter.adapters.attach import attach, attached, detach, use_adapter, 
 from vlsm_adapter.adapters.config import BottleneckConfig
 from vlsm_adapter.adapters.folder import load_adapter, save_adapter
 from vlsm_adapter.errors import AdapterError
-from vlsm_adapter.models import _registry
+from vlsm_adapter.models import families, family_class
 from vlsm_adapter.models.base import ImageFeatures, PromptSegmenter, TextFeatures, Trunks
 
 # Family to a small instance with a fixed seed, given the ``new_model`` fixture.
@@ -63,11 +63,11 @@ TAKING_TURNS = [
 FEWER = [one for one in METHODS if one[0] not in BOTTLENECKS or PARTS.index(one[1]) % 2 == VARIANTS.index(one[2])]
 METHODS_OF = {
     family: [TRAINED_WHOLE[family]] if family in TRAINED_WHOLE else METHODS if family == "clipseg" else FEWER
-    for family in _registry()
+    for family in families()
 }
 CASES = [(family, *method) for family, methods in METHODS_OF.items() for method in methods]
 cases = pytest.mark.parametrize(("family", "method", "parts", "variant"), CASES, ids=["-".join(case) for case in CASES])
-each_family = pytest.mark.parametrize("family", _registry().names())
+each_family = pytest.mark.parametrize("family", families())
 
 
 @pytest.fixture
@@ -167,7 +167,8 @@ def train(model: PromptSegmenter, steps: int = 3) -> list[torch.nn.Parameter]:
 
 
 def test_every_family_has_a_small_instance() -> None:
-    assert sorted(SMALL) == sorted(_registry().names())
+    assert sorted(SMALL) == sorted(families())
+    assert [family_class(family).family for family in families()] == families()
 
 
 @cases

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlsm_adapter.errors import ModelError, nearest
-from vlsm_adapter.registry import Registry
 
 if TYPE_CHECKING:
     import torch
@@ -19,19 +19,25 @@ _TEXT_FREE = ("unet", "segresnet", "dynunet")  # of text_free.ARCHITECTURES, whi
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def _registry() -> Registry[type[PromptSegmenter]]:
-    # Filled on first use: the classes import torch and transformers, listing names must not.
-    from vlsm_adapter.models.clipseg import CLIPSeg
-    from vlsm_adapter.models.cris import CRIS
-    from vlsm_adapter.models.san import SAN
-    from vlsm_adapter.models.text_free import TextFree
+# Imported when first asked for: the classes import torch, listing names must not.
+_FAMILIES = {
+    "clipseg": ("clipseg", "CLIPSeg"),
+    "cris": ("cris", "CRIS"),
+    "san": ("san", "SAN"),
+    "text_free": ("text_free", "TextFree"),
+}
 
-    models: Registry[type[PromptSegmenter]] = Registry("model family")
-    models.register(CLIPSeg.family)(CLIPSeg)
-    models.register(CRIS.family)(CRIS)
-    models.register(SAN.family)(SAN)
-    models.register(TextFree.family)(TextFree)
-    return models
+
+def families() -> list[str]:
+    """Names of the model families, as ``model_type`` of ``config.json`` gives them."""
+    return list(_FAMILIES)
+
+
+def family_class(family: str) -> type[PromptSegmenter]:
+    """The class of one of :func:`families`."""
+    module, name = _FAMILIES[family]
+    found: type[PromptSegmenter] = getattr(importlib.import_module(f"vlsm_adapter.models.{module}"), name)
+    return found
 
 
 def load_model(name: str | Path, dtype: str | torch.dtype = "auto") -> PromptSegmenter:
@@ -58,7 +64,7 @@ def load_model(name: str | Path, dtype: str | torch.dtype = "auto") -> PromptSeg
     base_id = str(name)
     source: str | Path
     if base_id in _TEXT_FREE:
-        return _registry().get("text_free").from_pretrained(base_id, base_id, dtype)
+        return family_class("text_free").from_pretrained(base_id, base_id, dtype)
     if base_id in _EMBEDDED:
         source = _EMBEDDED[base_id]
     elif Path(base_id).is_dir():
@@ -72,10 +78,9 @@ def load_model(name: str | Path, dtype: str | torch.dtype = "auto") -> PromptSeg
         )
     config = checkpoints.read_config(source, base_id)
     family = str(config.get("model_type", "(none)"))
-    models = _registry()
-    if family not in models:
-        raise ModelError(f"model '{base_id}': model_type '{family}' is not supported: {nearest(family, models)}")
-    return models.get(family).from_pretrained(source, base_id, dtype)
+    if family not in _FAMILIES:
+        raise ModelError(f"model '{base_id}': model_type '{family}' is not supported: {nearest(family, _FAMILIES)}")
+    return family_class(family).from_pretrained(source, base_id, dtype)
 
 
 def base_folder(name: str | Path) -> Path:
