@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vlsm_adapter.errors import ModelError
-from vlsm_adapter.models.encoder_block import quick_gelu_mlp
+from vlsm_adapter.models.fused_mlp import quick_gelu_mlp
 from vlsm_adapter.models.prompt_tokens import Insertion
 
 # Sites of a residual block and their modules, in the order of the computation.

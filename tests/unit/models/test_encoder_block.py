@@ -12,7 +12,8 @@ from vlsm_adapter import DenseAdapterConfig, attach
 from vlsm_adapter.adapters import adapter_config
 from vlsm_adapter.models.clip_blocks import MLP, QuickGELU
 from vlsm_adapter.models.clipseg import CLIPSeg
-from vlsm_adapter.models.encoder_block import encoder_block, quick_gelu_mlp
+from vlsm_adapter.models.encoder_block import encoder_block
+from vlsm_adapter.models.fused_mlp import quick_gelu_mlp, relu_mlp
 
 Build = Callable[..., CLIPSeg]
 
@@ -129,7 +130,7 @@ def test_adapters_train_the_same_with_fused_blocks(
         torch.manual_seed(3)
         attach(model, adapter_config(method))
         if not fused:
-            monkeypatch.setattr("vlsm_adapter.models.encoder_block._is_frozen_linear", lambda *_: False)
+            monkeypatch.setattr("vlsm_adapter.models.fused_mlp._is_frozen_linear", lambda *_: False)
         images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
         ids = torch.tensor([[48, 5, 7, 49], [48, 9, 3, 49]])
         loss = model(images, ids).sigmoid().mean()
@@ -157,3 +158,61 @@ def test_computing_inside_again_gives_the_same_gradients(new_model: Build) -> No
         results.append([value.grad for value in model.parameters() if value.grad is not None])
     assert len(results[0]) == len(results[1]) > 0
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+def relu_written_out(first: nn.Module, second: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return second(torch.relu(first(x)))
+
+
+@pytest.mark.parametrize("trains", ["x", "first", "second", "all", "biases"])
+@pytest.mark.parametrize("shape", [(5, 8), (2, 7, 8), (3, 97, 8)])
+def test_relu_between_maps_has_the_values_and_gradients_of_the_modules(trains: str, shape: tuple[int, ...]) -> None:
+    first, second = maps()
+    x = torch.randn(*shape)
+    asked = {
+        "x": [x],
+        "first": [first.weight, first.bias],
+        "second": [second.weight, second.bias],
+        "all": [x, *first.parameters(), *second.parameters()],
+        "biases": [first.bias, second.bias],
+    }[trains]
+    for tensor in asked:
+        tensor.requires_grad_()
+    ours, expected = relu_mlp(first, second, x), relu_written_out(first, second, x)
+    assert "_ReluMLPBackward" in nodes(ours)
+    assert torch.equal(ours, expected)
+    upstream = torch.randn(shape)
+    got = torch.autograd.grad(ours, asked, upstream)
+    wanted = torch.autograd.grad(expected, asked, upstream)
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_relu_gradients_by_finite_differences() -> None:
+    first, second = (layer.double().requires_grad_() for layer in maps())
+    x = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
+    from vlsm_adapter.models.fused_mlp import _ReluMLP
+
+    torch.autograd.gradcheck(_ReluMLP.apply, (x, first.weight, first.bias, second.weight, second.bias))
+
+
+@pytest.mark.parametrize("case", ["no gradient", "hook", "no bias", "autocast", "float64", "traced", "no oneDNN"])
+def test_relu_between_maps_steps_aside(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = maps(bias=case != "no bias")
+    seen: list[int] = []
+    x = torch.randn(4, 8).requires_grad_(case != "no gradient")
+    if case == "hook":
+        first.register_forward_hook(lambda *_: seen.append(1))
+    if case == "float64":
+        first, second, x = first.double(), second.double(), x.detach().double().requires_grad_()
+    if case == "traced":
+        monkeypatch.setattr(torch.jit, "is_tracing", lambda: True)
+    if case == "no oneDNN":
+        monkeypatch.setattr("vlsm_adapter.models.fused_mlp._FUSED", None)
+    with torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
+        got, expected = relu_mlp(first, second, x), relu_written_out(first, second, x)
+    assert torch.equal(got, expected)
+    assert ("_ReluMLPBackward" in nodes(got)) == (case == "no oneDNN")
+    assert bool(seen) == (case == "hook")
+    with torch.inference_mode():
+        assert torch.equal(relu_mlp(first, second, x.detach()), relu_written_out(first, second, x.detach())) or seen

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from vlsm_adapter import files
 from vlsm_adapter.models.clipseg_parts.config import CLIPSegConfig, TextConfig, VisionConfig
+from vlsm_adapter.models.fused_mlp import relu_mlp
 
 
 def _quick_gelu(x: torch.Tensor) -> torch.Tensor:
@@ -93,6 +94,8 @@ class MLP(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., D) to (..., D)."""
+        if self.activation == "relu":
+            return relu_mlp(self.fc1, self.fc2, x)
         output: torch.Tensor = self.fc2(self.activation_fn(self.fc1(x)))
         return output
 
@@ -164,7 +167,7 @@ class VisionEmbeddings(nn.Module):
         patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
         grid = patches.shape[-2:]
         tokens = patches.flatten(2).transpose(1, 2)
-        first = self.class_embedding.expand(len(tokens), 1, -1)
+        first = self.class_embedding.expand(tokens.shape[0], 1, -1)
         return torch.cat([first, tokens], dim=1) + self._places(grid[0], grid[1])
 
     def _places(self, height: int, width: int) -> torch.Tensor:
