@@ -51,7 +51,10 @@ def test_two_processes_are_one_with_twice_the_batch(
     weights = [key for key in expected if key.startswith("weights/")]
     assert weights
     for key in weights:
-        torch.testing.assert_close(got[key], expected[key], atol=1e-4, rtol=1e-3)
+        # Sums in another order differ in their last bits, and AdamW's first steps are as long for a gradient near zero as for
+        # any other: single weights may differ by a part of a step, the others by rounding.
+        torch.testing.assert_close(got[key], expected[key], atol=1e-3, rtol=1e-3)
+        assert (got[key] - expected[key]).abs().median() < 1e-4, key
     assert (two / "adapter" / "adapter_model.safetensors").is_file()
     assert (
         json.loads((two / "environment.json").read_text())["device"]

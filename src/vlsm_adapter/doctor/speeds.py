@@ -181,26 +181,22 @@ def vision_blocks(blocks: int = BLOCKS) -> PromptSegmenter:
 
     The product's own code runs it, so its speed is the product's.
     """
-    from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
-
     from vlsm_adapter.models.clipseg import CLIPSeg
+    from vlsm_adapter.models.clipseg_parts.config import CLIPSegConfig, TextConfig, VisionConfig
+    from vlsm_adapter.models.clipseg_parts.network import CLIPSegNetwork
 
     config = CLIPSegConfig(
-        vision_config={"patch_size": 16, "num_hidden_layers": blocks},
-        text_config={"num_hidden_layers": 1, "vocab_size": 32, "bos_token_id": 30, "eos_token_id": 31},
-        extract_layers=list(range(max(0, blocks - 3), blocks)),
-        reduce_dim=64,
+        text_config=TextConfig(num_hidden_layers=1, vocab_size=32, bos_token_id=30, eos_token_id=31),
+        vision_config=VisionConfig(patch_size=16, num_hidden_layers=blocks),
+        extract_layers=tuple(range(max(0, blocks - 3), blocks)),
     )
     with torch.device("meta"):  # drawn once, below: torch's own way to draw them takes seconds
-        stock = CLIPSegForImageSegmentation(config)
-    stock.to_empty(device="cpu")
-    for name, buffer in stock.named_buffers():
-        assert name.endswith("position_ids"), name
-        buffer.copy_(torch.arange(buffer.numel()).view_as(buffer))
+        network = CLIPSegNetwork(config)
+    network.to_empty(device="cpu")
     with torch.no_grad():
-        for parameter in stock.parameters():
+        for parameter in network.parameters():
             parameter.uniform_(-0.02, 0.02)
-    return CLIPSeg(stock, base_id="random blocks")
+    return CLIPSeg(network, base_id="random blocks")
 
 
 def count_operations(call: Callable[[], Any]) -> int:
