@@ -71,7 +71,9 @@ class DataConfig:
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
     split_file: str | None = None
     fold: str | None = None
-    subset: str | int | None = None
+    subset: str | int | None = field(
+        default=None, metadata={"form": "a part of the training cases such as 5%, or how many, such as 20"}
+    )
     stratify: str = field(default="size", metadata=_one_of(*STRATIFY))
     skip_bad: bool = False
     cache_mb: int = field(default=1024, metadata=_between(0, 1 << 20))
@@ -303,7 +305,8 @@ def build_section(kind: Any, values: Any, prefix: str, problems: list[str]) -> A
                 chosen[name] = _convert(value, hints[name])
                 _check_value(chosen[name], known[name].metadata)
             except (TypeError, ValueError) as error:
-                problems.append(f"{prefix}{name}={value!r}: {error}")
+                form = known[name].metadata.get("form")
+                problems.append(f"{prefix}{name}={value!r}: {f'write {form}' if form else error}")
                 chosen.pop(name, None)
     return kind(**chosen)
 

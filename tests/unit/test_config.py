@@ -123,6 +123,12 @@ def test_the_losses_named_here_are_those_registered() -> None:
     assert list(LOSS_NAMES) == LOSSES.names()
 
 
+@pytest.mark.parametrize("value", [0.1, "0.1", True, [5]])
+def test_a_subset_of_another_form_is_told_the_form(value: object) -> None:
+    with pytest.raises(ConfigError, match="write a part of the training cases such as 5%, or how many, such as 20"):
+        RunConfig.load(overrides={"data": {"path": "x", "subset": value}})
+
+
 def test_off_is_off_although_yaml_reads_it_as_false() -> None:
     given = {"data.path": "d"}
     for assign in ("train.feature_cache=off", "train.feature_cache='off'"):
