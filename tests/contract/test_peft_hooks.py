@@ -187,16 +187,20 @@ from vlsm_adapter import attach, load_model
 from vlsm_adapter.adapters import DenseAdapterConfig
 model = load_model("tiny")
 attach(model, DenseAdapterConfig(3, parts="v"), "one")
+attach(model, DenseAdapterConfig(3, parts="v"), "two")
 assert "peft" not in sys.modules
 import peft
+import peft.functional
+peft.functional.set_adapter(model, "one")
+from vlsm_adapter.adapters import tuner
+assert all(layer.active_adapters == ["one"] for layer in tuner.layers(model))
 weights = peft.get_peft_model_state_dict(model, adapter_name="one")
 assert len(weights) == 4 * 2 * 10, len(weights)
 config = peft.LoraConfig(r=2, target_modules=["q_proj"])
 peft.inject_adapter_in_model(config, model, adapter_name="lora")
 from vlsm_adapter.adapters.attach import attached, use_adapter
-assert attached(model) == ["one", "lora"]
+assert attached(model) == ["one", "two", "lora"]
 use_adapter(model, "one")
-from vlsm_adapter.adapters import tuner
 layers = list(tuner.layers(model))
 assert len(layers) > 20 and all(layer.active_adapters == ["one"] for layer in layers)
 """

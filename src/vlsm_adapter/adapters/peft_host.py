@@ -1,6 +1,6 @@
 """PEFT and this package on one model: PEFT's functions know our layers, and save and load what they hold.
 
-Imported once PEFT is (:func:`.tuner.layers` sees to it); importing it imports PEFT. PEFT's list of method names is closed,
+Imported once PEFT is (:func:`.tuner.layers` sees to it, and :mod:`.peft_watch` to what comes later); importing it imports PEFT. PEFT's list of method names is closed,
 so ours is entered in PEFT's mappings by hand; ``tests/contract/test_peft_hooks.py`` guards the hooks used.
 """
 

@@ -19,6 +19,7 @@ from torch import nn
 from vlsm_adapter.adapters.config import Placement, module_at
 from vlsm_adapter.adapters.copies import twin
 from vlsm_adapter.adapters.parts import Part
+from vlsm_adapter.adapters.peft_watch import watch
 from vlsm_adapter.adapters.site_layer import NamedAdapters, SiteLayer
 from vlsm_adapter.adapters.weights import check_weights
 from vlsm_adapter.errors import AdapterError
@@ -53,6 +54,7 @@ def inject(model: PromptSegmenter, name: str, placements: list[Placement]) -> No
         AdapterError: a site carries an adapter of another PEFT method; call it inside :func:`undo_on_error`.
     """
     _layer_types()  # a layer of PEFT's is to be known as one
+    watch()
     device = next(model.parameters()).device
     for placement in placements:
         path = placement.site.module

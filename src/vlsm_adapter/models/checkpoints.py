@@ -17,6 +17,8 @@ from vlsm_adapter.models.known_hashes import hash_of
 from vlsm_adapter.models.preprocessing import Preprocessing
 from vlsm_adapter.models.tokenizer import FileTokenizer, is_plain
 
+WEIGHTS_INDEX = "model.safetensors.index.json"
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -113,9 +115,10 @@ def load_tokenizer(source: str | Path, base_id: str) -> PreTrainedTokenizerBase 
         return None
     try:
         whole, config = (find_file(source, name) for name in ("tokenizer.json", "tokenizer_config.json"))
-        together = whole is not None and config is not None and whole.parent == config.parent
-        if together and config is not None and is_plain(_read_json(config, base_id)):
-            return FileTokenizer(config.parent)
+        if whole is not None and config is not None and whole.parent == config.parent:
+            own = FileTokenizer(config.parent) if is_plain(_read_json(config, base_id)) else None
+            if own is not None and own.is_complete:
+                return own
         return _load_stock_tokenizer(source)
     except ModelError:
         raise
@@ -147,12 +150,31 @@ def weights_folder(source: str | Path) -> Path | None:
 
 
 def weights_files(folder: Path) -> list[Path]:
-    """The safetensors files of a base model: ``model.safetensors``, or its numbered parts.
+    """The safetensors files of a base model: ``model.safetensors``, or the parts that its index names.
 
-    Not every safetensors file of the folder: an adapter saved into it must not change what the base is.
+    Not every safetensors file of the folder: neither an adapter saved into it nor parts of other weights that were left there
+    must change what the base is.
     """
     whole = folder / "model.safetensors"
-    return [whole] if whole.is_file() else sorted(folder.glob("model-*-of-*.safetensors"))
+    if whole.is_file():
+        return [whole]
+    try:
+        names = indexed_files(folder / WEIGHTS_INDEX)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return sorted(folder.glob("model-*-of-*.safetensors"))  # without an index, or a readable one
+    return [folder / name for name in names]
+
+
+def indexed_files(index: Path) -> list[str]:
+    """Names of the files that ``model.safetensors.index.json`` names.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError: it is missing or malformed.
+    """
+    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    if not names or any(Path(name).name != name for name in names):
+        raise ValueError(f"{index}: names files outside the folder")
+    return names
 
 
 def hash_folder(folder: Path) -> str:

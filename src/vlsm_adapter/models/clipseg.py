@@ -137,6 +137,11 @@ class CLIPSeg(PromptSegmenter):
     def text_trunk(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> TextFeatures:
         """The embedding before the sites ``condition`` and ``text.skip``, and the end-of-text states that these read."""
         text = self.clipseg.clip.text_model
+        if input_ids.shape[1] > self._positions and not torch.compiler.is_compiling():
+            raise ModelError(
+                f"prompts of {input_ids.shape[1]} tokens: model '{self.base_id}' reads {self._positions}; shorten them, or "
+                "pass them through tokenize, which cuts them"
+            )
         end = self._end_of_text(input_ids)
         words = text.embeddings.token_embedding(input_ids)
         context = self.text_tokens[0](words[:, :0])  # learned words of prompt tuning

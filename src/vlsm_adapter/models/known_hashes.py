@@ -36,14 +36,14 @@ def hash_of(paths: Sequence[Path], compute: Callable[[], str]) -> str:
     if folder is None or before is None or sum(row[3] for row in before) < LEAST:
         return compute()
     entry = folder / f"{hashlib.sha256(json.dumps([row[0] for row in before]).encode()).hexdigest()[:32]}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         kept = json.loads(entry.read_text(encoding="utf-8"))
         if kept["files"] == before and isinstance(kept["hash"], str):
             return str(kept["hash"])
     found = compute()
     latest = max(max(row[4], row[5]) for row in before) / 1e9
     if _state(paths) == before and latest + _SETTLED < time.time():
-        with contextlib.suppress(UserError, OSError):
+        with contextlib.suppress(UserError, OSError, ValueError):
             files.write_json(entry, {"files": before, "hash": found})
     return found
 
@@ -66,9 +66,9 @@ def _folder() -> Path | None:
     chosen = os.environ.get("VLSM_CACHE_DIR")
     if chosen == "off":
         return None
-    if chosen and chosen != "auto":
-        return Path(chosen).expanduser() / "hashes"
     base = Path(os.environ.get("XDG_CACHE_HOME") or "")
     with contextlib.suppress(RuntimeError):  # there is no home
+        if chosen and chosen != "auto":
+            return Path(chosen).expanduser() / "hashes"
         return (base if base.is_absolute() else Path.home() / ".cache") / "vlsm-adapter" / "hashes"
     return None

@@ -7,7 +7,6 @@ What it gives is what transformers' tokenizer gives for the same files; any othe
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,12 @@ from typing import Any
 import torch
 from tokenizers import Encoding, Tokenizer
 
+from vlsm_adapter import files
+
 # Classes of transformers that add nothing to tokenizer.json.
 _PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")
+# Settings that change what transformers gives, beside tokenizer.json.
+_MORE = ("additional_special_tokens", "extra_special_tokens", "split_special_tokens", "model_specific_special_tokens")
 _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
 
 
@@ -25,6 +28,8 @@ def is_plain(config: dict[str, Any]) -> bool:
 
     Of CLIP's, transformers 5 writes a ``tokenizer.json`` that is complete; older ones were built anew at every load.
     """
+    if any(config.get(name) for name in _MORE) or config.get("padding_side", "right") not in ("right", "left"):
+        return False
     name = config.get("tokenizer_class")
     return name in _PLAIN or (name == "CLIPTokenizer" and config.get("backend") == "tokenizers")
 
@@ -44,16 +49,34 @@ class FileTokenizer:
     is_fast = True
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        self.backend_tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._files = {name: (folder / name).read_bytes() for name in _FILES if (folder / name).is_file()}
+        config = json.loads(self._files["tokenizer_config.json"])
+        self.backend_tokenizer = Tokenizer.from_buffer(self._files["tokenizer.json"])
         self.backend_tokenizer.no_truncation()
         self.backend_tokenizer.no_padding()
         self.padding_side = str(config.get("padding_side", "right"))
-        self.model_max_length = int(config.get("model_max_length", 10**9))
+        self.model_max_length = int(config.get("model_max_length") or 10**30)
         self.bos_token, self.bos_token_id = self._special(config, "bos_token")
         self.eos_token, self.eos_token_id = self._special(config, "eos_token")
         self.pad_token, self.pad_token_id = self._special(config, "pad_token")
+        self._config = config
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every token that the other files name is one of ``tokenizer.json``, so that transformers would add none,
+        and there is one to pad with."""
+        other = json.loads(self._files.get("special_tokens_map.json", b"{}"))
+        named = {name: _content(token) for name, token in other.items()}
+        if any(token != _content(self._config.get(name)) for name, token in named.items()):
+            return False
+        tokens: dict[str | None, int | None] = {}
+        tokens |= {_content(token): None for name, token in self._config.items() if name.endswith("_token")}
+        added = self._config.get("added_tokens_decoder") or {}
+        tokens |= {_content(token): int(number) for number, token in added.items()}
+        tokens.pop(None, None)
+        known = {token: self.backend_tokenizer.token_to_id(str(token)) for token in tokens}
+        fits = all(known[token] is not None and number in (None, known[token]) for token, number in tokens.items())
+        return fits and self.pad_token_id is not None
 
     def __len__(self) -> int:
         return self.backend_tokenizer.get_vocab_size(with_added_tokens=True)
@@ -110,11 +133,13 @@ class FileTokenizer:
         return {name: rows[0] for name, rows in given.items()} if single else given
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Copy the tokenizer's files."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        for name in _FILES:
-            if (self._folder / name).is_file():
-                shutil.copyfile(self._folder / name, Path(folder) / name)
+        """Write the tokenizer's files, as they were read.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        for name, content in self._files.items():
+            files.write_bytes(Path(folder) / name, content)
 
     def _pad(self, encodings: list[Encoding], padding: str | bool, max_length: int | None) -> None:
         if padding is False:
@@ -127,6 +152,10 @@ class FileTokenizer:
             encoding.pad(length, direction=self.padding_side, pad_id=self.pad_token_id, pad_token=self.pad_token)
 
     def _special(self, config: dict[str, Any], name: str) -> tuple[str | None, int | None]:
-        token = config.get(name)
-        token = token.get("content") if isinstance(token, dict) else token
+        token = _content(config.get(name))
         return token, (None if token is None else self.backend_tokenizer.token_to_id(token))
+
+
+def _content(token: Any) -> str | None:
+    """A token of a configuration, which is text or has settings of its own."""
+    return token.get("content") if isinstance(token, dict) else token

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,7 +146,7 @@ def select(cells: Sequence[Cell], pattern: str | None) -> list[Cell]:
     """
     if pattern is None:
         return list(cells)
-    parts = [part.strip() for part in pattern.split(",")]
+    parts = [part.strip() for part in re.split(r",(?![^\[]*\])", pattern)]  # not those in brackets: s4[1,2]
     found = {
         part: {cell.path for cell in cells if fnmatch.fnmatchcase(cell.path, f"*{part}*")} for part in parts if part
     }

@@ -91,6 +91,13 @@ def test_components_are_counted_in_any_shape(shape: tuple[int, ...]) -> None:
     assert count_components(np.ones(shape, bool)) == (1 if np.prod(shape) else 0)
 
 
+def test_components_of_numbers_and_of_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = noise([40, 50], 0.4, 3)
+    assert count_components((255 * mask).astype(np.uint8)) == components(mask)[1]
+    monkeypatch.setattr("vlsm_adapter.imaging.postprocess._MANY_RUNS", 5)
+    assert count_components(mask) == components(mask)[1]
+
+
 def test_components_that_meet_late_are_one() -> None:
     """A spiral and a comb: runs that seem apart until the last row or the innermost turn."""
     comb = np.zeros((200, 201), bool)

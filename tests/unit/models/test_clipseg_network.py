@@ -128,6 +128,30 @@ def test_weights_in_several_files_and_what_old_files_hold_beside_them(both: Both
     (tmp_path / "model.safetensors").unlink()
     pixels = torch.randn(1, 3, 32, 32)
     assert torch.equal(load_model(tmp_path)(pixels, PROMPTS, REAL), ours(pixels, PROMPTS, REAL))
+    # Parts of other weights that were left there are not read where an index says what belongs together.
+    index = {name: f"model-0000{1 + number % 2}-of-00002.safetensors" for number, name in enumerate(names)}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    base_hash = load_model(tmp_path).base_hash
+    save_file({name: tensors[name] * 3 for name in names}, tmp_path / "model-00003-of-00003.safetensors")
+    assert torch.equal(load_model(tmp_path)(pixels, PROMPTS, REAL), ours(pixels, PROMPTS, REAL))
+    assert load_model(tmp_path).base_hash == base_hash
+
+
+def test_modules_made_anew_are_saved_with_their_sizes(tmp_path: Path) -> None:
+    from transformers import CLIPSegForImageSegmentation
+
+    from vlsm_adapter.doctor.speeds import vision_blocks
+
+    vision_blocks(1).clipseg.to(torch.bfloat16).save_pretrained(tmp_path)  # type: ignore[operator, union-attr]
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+    assert CLIPSegForImageSegmentation.from_pretrained(tmp_path).dtype == torch.bfloat16
+    assert load_model(tmp_path).sites()
+
+
+def test_prompts_that_are_too_long_are_refused(both: Both, tmp_path: Path) -> None:
+    ours, _ = both(tmp_path)
+    with pytest.raises(ModelError, match=r"prompts of 13 tokens.*reads 12"):
+        ours.encode_text(torch.full((1, 13), END))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -157,6 +181,8 @@ def test_what_trains_leaves_the_file_as_it_is(both: Both, tmp_path: Path) -> Non
         (("extract_layers",), [9], "from 0 to 4"),
         (("vision_config", "hidden_act"), "gellu", "did you mean 'gelu'"),
         (("vision_config", "patch_size"), -1, "patch_size -1"),
+        (("use_complex_transposed_convolution",), "false", "true or false"),
+        (("extract_layers",), [True, 2], "extract_layers [True, 2]"),
         (("text_config", "layer_norm_eps"), "small", "layer_norm_eps 'small'"),
     ],
 )

@@ -216,3 +216,55 @@ def test_relu_between_maps_steps_aside(case: str, monkeypatch: pytest.MonkeyPatc
     assert bool(seen) == (case == "hook")
     with torch.inference_mode():
         assert torch.equal(relu_mlp(first, second, x.detach()), relu_written_out(first, second, x.detach())) or seen
+
+
+def test_numbers_that_are_not_stay_so() -> None:
+    first, second = maps()
+    first.bias.fill_(torch.nan)
+    for x in (torch.randn(5, 8), torch.randn(5, 8).requires_grad_()):
+        assert relu_mlp(first, second, x).isnan().all()
+
+
+def test_what_transforms_or_counts_operations_sees_public_ones() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    first, second = maps()
+    x = torch.randn(4, 8)
+
+    def total(x: torch.Tensor) -> torch.Tensor:
+        return relu_mlp(first, second, x).square().sum()
+
+    wanted = torch.autograd.grad(relu_written_out(first, second, x.requires_grad_()).square().sum(), x)[0]
+    torch.testing.assert_close(torch.func.grad(total)(x.detach()), wanted)
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(total))(x.detach()), wanted)
+    _, tangent = torch.func.jvp(total, (x.detach(),), (torch.ones_like(x),))
+    torch.testing.assert_close(tangent, wanted.sum())
+    with FlopCounterMode(display=False) as counter:
+        total(x.detach())
+    assert counter.get_total_flops() == 2 * 2 * 4 * 8 * 32
+
+
+def test_relu_between_maps_can_be_differentiated_twice() -> None:
+    first, second = (layer.requires_grad_() for layer in maps())
+    x = torch.randn(4, 8, requires_grad=True)
+    found = []
+    for way in (relu_mlp, relu_written_out):
+        (gradient,) = torch.autograd.grad(way(first, second, x).square().sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(gradient.square().sum(), first.weight)[0])
+    torch.testing.assert_close(found[0], found[1], atol=1e-3, rtol=1e-4)
+
+
+def test_hooks_of_gradients_and_of_all_modules_are_called() -> None:
+    first, second = maps()
+    seen: list[str] = []
+    x = torch.randn(4, 8, requires_grad=True)
+    first.register_full_backward_hook(lambda *_: seen.append("backward"))
+    relu_mlp(first, second, x).sum().backward()
+    assert seen == ["backward"]
+    first, second = maps()
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: seen.append("any"))
+    try:
+        relu_mlp(first, second, x)
+    finally:
+        handle.remove()
+    assert seen.count("any") == 2

@@ -65,7 +65,7 @@ def test_what_has_just_changed_is_not_kept(file: Path, monkeypatch: pytest.Monke
     assert compute.count == 2
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"files": 1}', "\x00"])
+@pytest.mark.parametrize("damage", ["[" * 100_000, "", "{", "[]", '{"files": 1}', "\x00"])
 def test_damaged_entry_is_replaced(file: Path, tmp_path: Path, damage: str) -> None:
     compute = Counted(file)
     hash_of([file], compute)

@@ -122,3 +122,33 @@ def test_other_tokenizers_are_left_to_transformers() -> None:
     assert not is_plain({"tokenizer_class": "CLIPTokenizer"})  # of before transformers 5
     assert not is_plain({"tokenizer_class": "BertTokenizer", "backend": "tokenizers"})
     assert not is_plain({})
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"additional_special_tokens": ["<foo>"]},
+        {"extra_special_tokens": {"image_token": "<foo>"}},
+        {"added_tokens_decoder": {"9999": {"content": "<foo>", "special": True}}},
+        {"pad_token": "[PAD]"},
+        {"pad_token": None},
+        {"split_special_tokens": True},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+def test_files_that_say_more_than_tokenizer_json_are_left_to_transformers(
+    folder: Path, tmp_path: Path, more: dict[str, Any]
+) -> None:
+    shutil.copy(folder / "tokenizer.json", tmp_path)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, **more}))
+    assert not isinstance(checkpoints.load_tokenizer(tmp_path, "x"), FileTokenizer)
+
+
+def test_it_saves_what_it_read(folder: Path, tmp_path: Path) -> None:
+    first = Path(shutil.copytree(folder, tmp_path / "first"))
+    tokenizer = FileTokenizer(first)
+    tokenizer.save_pretrained(first)  # over itself
+    shutil.rmtree(first)
+    tokenizer.save_pretrained(tmp_path / "second")
+    assert FileTokenizer(tmp_path / "second")("polyp") == tokenizer("polyp")

@@ -127,6 +127,7 @@ def test_selection_by_pattern(cells: list[Cell]) -> None:
     assert {cell.method for cell in select(cells, "tiny/dense_v/, zero_shot")} == {"dense_v", "zero_shot"}
     in_order = [cell for cell in cells if cell.path.endswith(("/s0", "/s1"))]
     assert select(cells, "s1,s0") == in_order
+    assert select(cells, "/s[1,0]") == in_order
     for wrong in ("nothing", "dense,nothing", "dense,", ""):
         with pytest.raises(ConfigError, match="names no run"):
             select(cells, wrong)

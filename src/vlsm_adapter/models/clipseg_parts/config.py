@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from vlsm_adapter.errors import ModelError, nearest
 
-ACTIVATIONS = ("quick_gelu", "gelu", "relu", "silu", "gelu_new", "gelu_pytorch_tanh")
+ACTIVATIONS = ("quick_gelu", "gelu", "relu", "silu", "swish", "gelu_new", "gelu_pytorch_tanh")
 
 
 @dataclass
@@ -91,8 +91,16 @@ class CLIPSegConfig:
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        """``config.json`` as it came."""
-        return dict(self.given)
+        """What goes into ``config.json``: what came from there, and all sizes."""
+        values: dict[str, Any] = {**self.given, "model_type": "clipseg"}
+        for one in fields(self):
+            own = getattr(self, one.name)
+            if one.name.endswith("_config"):
+                values[one.name] = {**(self.given.get(one.name) or {}), **asdict(own)}
+                values.pop(f"{one.name}_dict", None)
+            elif one.name != "given":
+                values[one.name] = list(own) if isinstance(own, tuple) else own
+        return values
 
     def _check(self) -> None:
         text, vision = self.text_config, self.vision_config
@@ -107,6 +115,8 @@ class CLIPSegConfig:
                     least = 0 if one.name.endswith("_id") or one.name == "conditional_layer" else 1
                     if isinstance(value, bool) or not isinstance(value, int) or value < least:
                         raise ModelError(f"config.json: {name}{one.name} {value!r}: a whole number of {least} or more")
+                elif one.type == "bool" and not isinstance(value, bool):
+                    raise ModelError(f"config.json: {name}{one.name} {value!r}: true or false")
                 elif one.type == "float" and (isinstance(value, bool) or not isinstance(value, int | float)):
                     raise ModelError(f"config.json: {name}{one.name} {value!r}: a number")
         for name, act in (("text_config", text.hidden_act), ("vision_config", vision.hidden_act)):
@@ -121,7 +131,7 @@ class CLIPSegConfig:
                 raise ModelError(f"config.json: {name}: {heads} attention heads do not divide the width {width}")
         depth = vision.num_hidden_layers
         layers = self.extract_layers
-        if not layers or not all(isinstance(layer, int) and 0 <= layer < depth for layer in layers):
+        if not layers or not all(type(layer) is int and 0 <= layer < depth for layer in layers):
             raise ModelError(
                 f"config.json: extract_layers {list(layers)}: at least one block, each from 0 to {depth - 1}"
             )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -12,8 +10,6 @@ from vlsm_adapter.errors import ModelError, one_line
 from vlsm_adapter.models import checkpoints
 from vlsm_adapter.models.clipseg_parts.config import CLIPSegConfig
 from vlsm_adapter.models.clipseg_parts.network import CLIPSegNetwork
-
-_INDEX = "model.safetensors.index.json"
 
 
 def load_network(source: str | Path, base_id: str, dtype: torch.dtype) -> CLIPSegNetwork:
@@ -27,8 +23,12 @@ def load_network(source: str | Path, base_id: str, dtype: torch.dtype) -> CLIPSe
         checkpoints.refuse_other_folders(source)
     values = checkpoints.read_config(source, base_id)
     try:
+        try:
+            config = CLIPSegConfig.from_dict(values)
+        except ModelError as error:
+            raise ModelError(f"model '{base_id}': {error}") from error
         with torch.device("meta"):  # no weight is drawn at random first
-            network = CLIPSegNetwork(CLIPSegConfig.from_dict(values))
+            network = CLIPSegNetwork(config)
         tensors = _tensors(source, base_id)
     except ModelError:
         raise
@@ -62,11 +62,10 @@ def _weights(source: str | Path, base_id: str) -> list[Path]:
     whole = checkpoints.find_file(source, "model.safetensors")
     if whole is not None:
         return [whole]
-    index = checkpoints.find_file(source, _INDEX)
+    index = checkpoints.find_file(source, checkpoints.WEIGHTS_INDEX)
     if index is None:
         raise ModelError(f"model '{base_id}': holds no model.safetensors; a pickle can run code and is not loaded")
-    parts: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    found = [checkpoints.find_file(source, name) for name in sorted(set(parts.values()))]
+    found = [checkpoints.find_file(source, name) for name in checkpoints.indexed_files(index)]
     if None in found:
         raise ModelError(f"model '{base_id}': a part of its weights cannot be fetched; try again")
     return [path for path in found if path is not None]

@@ -34,6 +34,7 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": F.gelu,
     "relu": F.relu,
     "silu": F.silu,
+    "swish": F.silu,
     "gelu_new": _gelu_tanh,
     "gelu_pytorch_tanh": _gelu_tanh,
 }
@@ -270,4 +271,5 @@ class CLIPSegNetwork(nn.Module):
         """
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         files.write_tensors(Path(folder) / "model.safetensors", state, metadata={"format": "pt"})
-        files.write_json(Path(folder) / "config.json", self.config.to_dict())
+        dtype = str(self.clip.logit_scale.dtype).removeprefix("torch.")
+        files.write_json(Path(folder) / "config.json", {**self.config.to_dict(), "dtype": dtype})
