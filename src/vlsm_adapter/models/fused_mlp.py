@@ -19,7 +19,7 @@ from vlsm_adapter.models.low_precision import Int8Linear
 _FACTOR = 1.702  # of QuickGELU, OpenAI's approximation of GELU
 # oneDNN's product with bias, faster than the usual one (MKL's) where few features become many. Not part of torch's public
 # interface. It can apply ReLU as it writes, but makes zeros of NaN then: a run that has diverged would not show it.
-_FUSED: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+_ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 
 class _FrozenMLP(torch.autograd.Function):
@@ -142,8 +142,8 @@ def relu_mlp(first: nn.Module, second: nn.Module, x: torch.Tensor) -> torch.Tens
 
 def _relu_of_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """relu(x W^T + b) of (N, D), in one new tensor."""
-    if _FUSED is not None and x.device.type == "cpu" and x.dtype == torch.float32:
-        return cast("torch.Tensor", _FUSED(x, weight, bias, "none", [], "")).relu_()
+    if _ONEDNN is not None and x.device.type == "cpu" and x.dtype == torch.float32:
+        return cast("torch.Tensor", _ONEDNN(x, weight, bias, "none", [], "")).relu_()
     return F.linear(x, weight, bias).relu_()
 
 

@@ -19,7 +19,7 @@ from vlsm_adapter import files
 # Classes of transformers that add nothing to tokenizer.json.
 _PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")
 # Settings that change what transformers gives, beside tokenizer.json.
-_MORE = ("additional_special_tokens", "extra_special_tokens", "split_special_tokens", "model_specific_special_tokens")
+_MORE = ("additional_special_tokens", "extra_special_tokens", "split_special_tokens")
 _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
 
 
@@ -55,7 +55,6 @@ class FileTokenizer:
         self.backend_tokenizer.no_truncation()
         self.backend_tokenizer.no_padding()
         self.padding_side = str(config.get("padding_side", "right"))
-        self.model_max_length = int(config.get("model_max_length") or 10**30)
         self.bos_token, self.bos_token_id = self._special(config, "bos_token")
         self.eos_token, self.eos_token_id = self._special(config, "eos_token")
         self.pad_token, self.pad_token_id = self._special(config, "pad_token")

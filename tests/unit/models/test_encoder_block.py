@@ -208,7 +208,7 @@ def test_relu_between_maps_steps_aside(case: str, monkeypatch: pytest.MonkeyPatc
     if case == "traced":
         monkeypatch.setattr(torch.jit, "is_tracing", lambda: True)
     if case == "no oneDNN":
-        monkeypatch.setattr("vlsm_adapter.models.fused_mlp._FUSED", None)
+        monkeypatch.setattr("vlsm_adapter.models.fused_mlp._ONEDNN", None)
     with torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
         got, expected = relu_mlp(first, second, x), relu_written_out(first, second, x)
     assert torch.equal(got, expected)
