@@ -1,7 +1,8 @@
 """What is frozen is computed once: features of images and prompts, kept for the epochs to come.
 
 Where nothing in the trunk of an encoder trains, and no augmentation changes the images, the trunk gives the same for
-every epoch. On the CPU its output is then computed for each image and each text **alone**, whether it is kept or not:
+every epoch; where something in the image trunk does, its stem, up to the first module that changes, does so still.
+On the CPU such output is then computed for each image and each text **alone**, whether it is kept or not:
 the same sums in the same order, so that training ends with the same bits with and without the cache, however cases fall
 into batches, and after any interruption. (Computed for a whole batch, the last bits would depend on its size.)
 
@@ -17,13 +18,11 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 import numpy as np
 import torch
-from torch import nn
 
-from vlsm_adapter.adapters import tuner
 from vlsm_adapter.adapters.attach import training_mode
 from vlsm_adapter.data.augmentation import NONE
 from vlsm_adapter.data.digests import FileDigests
@@ -38,6 +37,7 @@ from vlsm_adapter.feature_store import (
     memory_for_features,
     nbytes,
 )
+from vlsm_adapter.frozen import F, Frozen, frozen_image, probe
 from vlsm_adapter.models.base import ImageFeatures, PromptSegmenter, TextFeatures, Trunks
 from vlsm_adapter.types import Batch
 
@@ -46,54 +46,6 @@ _RULES = 1
 _PROBE_TEXT = "image"
 # Texts take kilobytes where images take megabytes, but come later: they have a part of the memory to themselves.
 _PART_FOR_TEXTS = 16
-
-F = TypeVar("F", ImageFeatures, TextFeatures)
-
-
-@dataclass(frozen=True)
-class Frozen(Generic[F]):
-    """What :func:`probe` found.
-
-    Attributes:
-        features: of the input it was tried on, or None: the trunk may give something else next time.
-        adapted: an adapter that does not train works in the trunk; the base's hash does not name its weights.
-    """
-
-    features: F | None
-    adapted: bool = False
-
-
-class _Changes(Exception):
-    """Raised at the first module that trains or is in training mode."""
-
-
-def probe(model: nn.Module, run: Callable[[], F]) -> Frozen[F]:
-    """Whether what ``run`` computes with ``model`` stays the same while the model trains.
-
-    It does where no module that runs has a parameter that requires a gradient, none is in training mode (dropout,
-    statistics of the batch), and the result requires no gradient, which tells of weights used without their module.
-    """
-    ran: set[int] = set()
-
-    def look(module: nn.Module, _arguments: Any) -> None:
-        if module.training or any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
-            raise _Changes
-        ran.add(id(module))
-
-    hooks = [module.register_forward_pre_hook(look) for module in model.modules()]
-    try:
-        with torch.enable_grad():
-            features = run()
-    except _Changes:
-        return Frozen(None)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    tensors = features.tensors()
-    if any(tensor.requires_grad for tensor in tensors) or any(len(tensor) != 1 for tensor in tensors):
-        return Frozen(None)
-    adapted = any(id(layer) in ran and not layer.disable_adapters for layer in tuner.layers(model))
-    return Frozen(features, adapted)
 
 
 class _Trunk(Generic[F]):
@@ -186,8 +138,9 @@ class FeatureCache:
         memory = memory_for_features(model.device, memory_mb, processes) if on else 0
         for_texts = memory // _PART_FOR_TEXTS
         with precision(), training_mode(model):
-            image = probe(model, lambda: model.image_trunk(self._pattern()))
+            image = frozen_image(model, self._pattern())
             text = probe(model, lambda: model.text_trunk(*self._tokens(_PROBE_TEXT)))
+        self._cut = None if image.features is None else image.features.cut
         self._images = self._trunk("image", image, memory - for_texts)
         self._texts = self._trunk("text", text, for_texts)
 
@@ -237,18 +190,19 @@ class FeatureCache:
     def describe(self, training: CaseDataset, validation: CaseDataset) -> str:
         """One line: what is cached, where, and why not more."""
         parts = []
+        frozen = "image encoder frozen" if self._cut is None else "image encoder adapted, frozen before its adapters"
         if self._images is None:
             parts.append("image encoder adapted: its features change, not cached")
         elif not self.on:
-            parts.append("image encoder frozen: run for every batch, the cache is off (train.feature_cache)")
+            parts.append(f"{frozen}: run for every batch, the cache is off (train.feature_cache)")
         else:
             sets = [data for data in (training, validation) if _constant(data)]
             count = len({image for data in sets for image in data.images})
             kind = "images"
             if not _constant(training):
-                parts.append("image encoder frozen, but augmentation changes the images: not cached")
+                parts.append(f"{frozen}, but augmentation changes the images: not cached")
                 kind = "validation images"
-            parts.append(f"{'' if parts else 'image encoder frozen: '}{self._places(self._images, count, kind)}")
+            parts.append(f"{'' if parts else frozen + ': '}{self._places(self._images, count, kind)}")
         if self._texts is None:
             parts.append("text encoder adapted: each distinct prompt encoded once per batch")
         else:
@@ -284,11 +238,19 @@ class FeatureCache:
             chosen = [pixels[image] if image in pixels else data.pixels(image) for image in images]
             with torch.no_grad(), self._precision():
                 # A copy of their own: alike aligned in memory wherever they stood in the batch.
-                made = self.model.image_trunk(torch.stack(chosen).contiguous().to(device))
+                made = self._encode(torch.stack(chosen).contiguous().to(device))
             for row, image in enumerate(images):
                 one = made.with_tensors([tensor[row : row + 1] for tensor in made.tensors()])
                 found[keys[image].name] = trunk.put(keys[image].name, one, share=self._may_share(image))
         return [found[key.name] for key in keys.values()]
+
+    def _encode(self, pixels: torch.Tensor) -> ImageFeatures:
+        """Pixels (B, 3, h, w) through what is frozen of the image encoder."""
+        if self._cut is None:
+            return self.model.image_trunk(pixels)
+        stem = self.model.image_stem(pixels, self._cut)
+        assert stem is not None
+        return stem
 
     def _text_features(self, trunk: _Trunk[TextFeatures], text: str) -> TextFeatures:
         if text not in self._text_keys:
@@ -356,6 +318,8 @@ class FeatureCache:
             torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             torch.get_num_threads(),
         ]
+        if kind == "image" and self._cut is not None:
+            about.append(f"cut {self._cut}")
         digest = hashlib.sha256(json.dumps(about).encode())
         for tensor in features.tensors():
             digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())

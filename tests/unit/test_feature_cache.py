@@ -21,7 +21,8 @@ from vlsm_adapter.adapters.attach import attach, use_adapter
 from vlsm_adapter.data.digests import FileDigests
 from vlsm_adapter.data.loaders import CaseDataset, make_loader
 from vlsm_adapter.errors import ModelError
-from vlsm_adapter.feature_cache import FeatureCache, Frozen, probe
+from vlsm_adapter.feature_cache import FeatureCache
+from vlsm_adapter.frozen import Frozen, frozen_image, probe
 from vlsm_adapter.models.base import ImageFeatures, PromptSegmenter, TextFeatures, Trunks
 from vlsm_adapter.models.clipseg import CLIPSeg
 from vlsm_adapter.types import Batch, Record
@@ -34,6 +35,7 @@ class Whole(CLIPSeg):
     """A model that does not split its encoders."""
 
     image_trunk = PromptSegmenter.image_trunk
+    image_cuts = PromptSegmenter.image_cuts
     image_head = PromptSegmenter.image_head
     text_trunk = PromptSegmenter.text_trunk
     text_head = PromptSegmenter.text_head
@@ -132,6 +134,107 @@ def test_training_mode_and_weights_used_without_their_module_count(model: Prompt
     assert wrapped.features is None
     flat = probe(model, lambda: ImageFeatures((torch.zeros(5, 3),), (4, 4)))
     assert flat.features is None
+
+
+def pixels(count: int = 1) -> torch.Tensor:
+    return torch.randn(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(3))
+
+
+def cut_of(model: PromptSegmenter) -> int | None:
+    found = frozen_image(model, pixels()).features
+    return None if found is None else found.cut
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "cut"),
+    [
+        ("dense", {}, 1),
+        ("dense", {"variant": "published"}, 1),
+        ("dense", {"last_blocks": 1}, 7),  # block 3 is the last that is read
+        ("dense", {"last_blocks": 3}, 3),
+        ("telescopic", {}, 1),
+        ("adaptformer", {"parts": "v", "last_blocks": 2}, 5),
+        ("lora", {"last_blocks": 2}, 4),
+        ("ia3", {"last_blocks": 1}, 6),
+        ("vpt", {}, None),
+        ("lora", {}, None),
+        ("full", {}, None),
+    ],
+)
+def test_the_stem_ends_before_the_first_thing_that_trains(
+    model: PromptSegmenter, method: str, settings: dict, cut: int | None
+) -> None:
+    attached(model, method, **settings)
+    state = torch.get_rng_state()
+    assert cut_of(model) == cut
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_whole_trunk_that_is_frozen_is_not_cut(model: PromptSegmenter) -> None:
+    attached(model, "shallow")
+    found = frozen_image(model, pixels()).features
+    assert found is not None
+    assert found.cut is None
+
+
+def test_every_cut_gives_the_whole_and_its_gradients(model: PromptSegmenter) -> None:
+    attached(model, "dense", parts="v", bottleneck_dim=3)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    assert model.image_cuts == (1, 2, 3, 4, 5, 6, 7)
+
+    def answer(features: ImageFeatures) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor | None, ...]]:
+        outputs = model.image_head(features).activations
+        loss = sum((output * output.detach().cos()).sum() for output in outputs)
+        return outputs, torch.autograd.grad(loss, weights, allow_unused=True)  # type: ignore[arg-type]
+
+    whole, gradients = answer(model.image_trunk(pixels(2)))
+    for cut in model.image_cuts:
+        for checkpointing in (False, True):
+            model.checkpointing = checkpointing
+            stem = model.image_stem(pixels(2), cut)
+            assert stem is not None
+            again = stem.with_tensors(stem.tensors())
+            assert again.cut == cut
+            outputs, found = answer(ImageFeatures.join([again]))
+            assert all(torch.equal(a, b) for a, b in zip(outputs, whole, strict=True))
+            for one, other in zip(found, gradients, strict=True):
+                if other is not None:
+                    torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_an_attention_that_someone_listens_to_is_not_cut(model: PromptSegmenter) -> None:
+    attached(model, "dense", last_blocks=1)
+    attention = model.clipseg.clip.vision_model.encoder.layers[3].self_attn  # type: ignore[attr-defined]
+    handle = attention.register_forward_hook(lambda *_: None)
+    assert cut_of(model) == 6
+    handle.remove()
+    attention.dropout = 0.5
+    attention.train()
+    assert cut_of(model) == 6
+    attention.eval()
+    assert cut_of(model) == 7
+
+
+def test_stock_modules_are_cut_between_blocks(base_folder: Path) -> None:
+    from transformers import CLIPSegForImageSegmentation
+
+    model = CLIPSeg(CLIPSegForImageSegmentation.from_pretrained(base_folder))
+    assert model.image_cuts == (2, 4, 6)
+    attach(model, adapter_config("dense", last_blocks=1))
+    found = frozen_image(model, pixels()).features
+    assert found is not None
+    assert found.cut == 6
+    whole, cut = model.image_head(model.image_trunk(pixels())), model.image_head(found)
+    assert all(torch.equal(a, b) for a, b in zip(whole.activations, cut.activations, strict=True))
+
+
+def test_learned_tokens_go_through_no_cut(model: PromptSegmenter) -> None:
+    attached(model, "vpt", depth=1)
+    use_adapter(model, "default", trainable=False)
+    model.eval()
+    assert all(model.image_stem(pixels(), cut) is None for cut in model.image_cuts)
+    assert frozen_image(model, pixels()).features is not None  # all of it
 
 
 def test_an_adapter_that_is_frozen_in_the_trunk_is_not_named_by_the_base(

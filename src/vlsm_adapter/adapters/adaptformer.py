@@ -20,9 +20,12 @@ from vlsm_adapter.adapters.config import (
     ADAPTERS,
     AdapterConfig,
     Placement,
+    blocks_field,
+    check_blocks,
     check_choice,
     check_factor,
     check_positive,
+    last_of,
     sites_named,
 )
 from vlsm_adapter.adapters.parts import Part
@@ -94,6 +97,8 @@ class AdaptFormerConfig(AdapterConfig):
         bottleneck_dim: width of the branch; the paper uses 64.
         scale: s; the paper uses 0.1.
         parts: ``"v"`` the image encoder, as in the paper; ``"l"`` the text encoder; ``"vl"`` both.
+        last_blocks: only in so many of the last blocks of each encoder; by default in all (what comes before them is computed
+            once, not in every epoch).
 
     Raises:
         ConfigError: a value is not allowed.
@@ -104,11 +109,13 @@ class AdaptFormerConfig(AdapterConfig):
     bottleneck_dim: int = 64
     scale: float = 0.1
     parts: str = "vl"
+    last_blocks: int | None = blocks_field()
 
     def __post_init__(self) -> None:
         check_positive("bottleneck_dim", self.bottleneck_dim)
         check_factor("scale", self.scale)
         check_choice("parts", self.parts, _PARTS)
+        check_blocks("last_blocks", self.last_blocks)
 
     def placements(self, model: PromptSegmenter) -> list[Placement]:
         """Two per block: one keeps the MLP's input, one adds the branch to its output.
@@ -121,7 +128,7 @@ class AdaptFormerConfig(AdapterConfig):
             if letter not in self.parts:
                 continue
             ends = {site.index: site for site in sites_named(model, f"{tower}.mlp_out")}
-            for start in sites_named(model, f"{tower}.mlp_in"):
+            for start in last_of(sites_named(model, f"{tower}.mlp_in"), self.last_blocks):
                 branch = partial(
                     ParallelBranch,
                     beside=start.module,

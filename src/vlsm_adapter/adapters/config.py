@@ -68,8 +68,15 @@ class AdapterConfig(ABC):
         """
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form: the method's name and its fields."""
-        return {"method": self.method, **dataclasses.asdict(self)}
+        """JSON-able form: the method's name and its fields, but of those that came later only what was chosen."""
+        later = [field.name for field in dataclasses.fields(self) if field.metadata.get("later")]
+        values = dataclasses.asdict(self)
+        return {"method": self.method, **{k: v for k, v in values.items() if k not in later or v is not None}}
+
+
+def blocks_field() -> Any:
+    """The setting ``last_blocks``: None for all. Older versions read the files of those who leave it so."""
+    return dataclasses.field(default=None, metadata={"later": True})
 
 
 @dataclass(frozen=True)
@@ -170,6 +177,18 @@ def sites_named(model: PromptSegmenter, name: str) -> list[Site]:
         offered = sorted({site.name for site in all_sites})
         raise AdapterError(f"model '{model.base_id}' has no site '{name}': it offers {', '.join(offered)}")
     return found
+
+
+def last_of(sites: list[Site], blocks: int | None) -> list[Site]:
+    """Of ``sites`` of one encoder those in its last ``blocks`` blocks; all where that is None or more than there are."""
+    numbers = sorted({site.index for site in sites})
+    return [site for site in sites if blocks is None or site.index in numbers[-blocks:]]
+
+
+def check_blocks(name: str, value: Any) -> None:
+    """Raise ConfigError unless ``value`` is None, for all blocks, or a number of them."""
+    if value is not None:
+        check_positive(name, value)
 
 
 def module_at(model: nn.Module, site: Site) -> nn.Module:

@@ -10,7 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from vlsm_adapter.adapters.config import ADAPTERS, BottleneckConfig, Placement, sites_named
+from vlsm_adapter.adapters.config import (
+    ADAPTERS,
+    BottleneckConfig,
+    Placement,
+    blocks_field,
+    check_blocks,
+    last_of,
+    sites_named,
+)
 
 if TYPE_CHECKING:
     from vlsm_adapter.models.base import PromptSegmenter
@@ -31,6 +39,8 @@ class DenseAdapterConfig(BottleneckConfig):
         condition_dim: bottleneck on the conditional embedding (``"vlc"``); the paper uses 256.
         activation: of ``"residual"``: ``"gelu"``, ``"relu"`` or ``"silu"``.
         scale: factor on the change, of ``"residual"``.
+        last_blocks: only in so many of the last blocks of each encoder; by default in all (what comes before them is computed
+            once, not in every epoch).
 
     Raises:
         ConfigError: a value is not allowed.
@@ -38,18 +48,25 @@ class DenseAdapterConfig(BottleneckConfig):
 
     method: ClassVar[str] = "dense"
 
+    last_blocks: int | None = blocks_field()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_blocks("last_blocks", self.last_blocks)
+
     def placements(self, model: PromptSegmenter) -> list[Placement]:
         """One placement per site and block."""
         names = ["image.attn_out", "image.mlp_out"] if "v" in self.parts else []
         if "l" in self.parts:
             names += ["text.attn_out", "text.mlp_out"]
-        chosen = [(site, self.bottleneck_dim) for name in names for site in sites_named(model, name)]
+        found = [sites_named(model, name) for name in names]
         if self.variant == "published":
             # The published code counts blocks below the last extract layer in both encoders (it misses the block
             # whose output is read last).
             image_blocks = [site.index for site in model.sites() if site.name == "image.attn_out" and site.read]
             if image_blocks:
-                chosen = [(site, width) for site, width in chosen if site.index < max(image_blocks)]
+                found = [[site for site in sites if site.index < max(image_blocks)] for sites in found]
+        chosen = [(site, self.bottleneck_dim) for sites in found for site in last_of(sites, self.last_blocks)]
         if "c" in self.parts:
             chosen += [(site, self.condition_dim) for site in sites_named(model, "condition")]
         return [self.place(site, width) for site, width in chosen]

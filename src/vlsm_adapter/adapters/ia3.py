@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
-from vlsm_adapter.adapters.config import ADAPTERS, AdapterConfig, Placement, check_choice, linear_sites
+from vlsm_adapter.adapters.config import (
+    ADAPTERS,
+    AdapterConfig,
+    Placement,
+    blocks_field,
+    check_blocks,
+    check_choice,
+    last_of,
+    linear_sites,
+)
 
 if TYPE_CHECKING:
     from vlsm_adapter.models.base import PromptSegmenter
@@ -28,6 +37,8 @@ class IA3Config(AdapterConfig):
 
     Attributes:
         parts: ``"v"`` the image encoder, ``"l"`` the text encoder, ``"vl"`` both.
+        last_blocks: only in so many of the last blocks of each encoder; by default in all (what comes before them is computed
+            once, not in every epoch).
 
     Raises:
         ConfigError: a value is not allowed.
@@ -36,9 +47,11 @@ class IA3Config(AdapterConfig):
     method: ClassVar[str] = "ia3"
 
     parts: str = "vl"
+    last_blocks: int | None = blocks_field()
 
     def __post_init__(self) -> None:
         check_choice("parts", self.parts, _PARTS)
+        check_blocks("last_blocks", self.last_blocks)
 
     def placements(self, model: PromptSegmenter) -> list[Placement]:
         """Three per block.
@@ -53,5 +66,5 @@ class IA3Config(AdapterConfig):
             for letter, tower in (("v", "image"), ("l", "text"))
             for target in ("key", "value", "mlp_out")
             if letter in self.parts
-            for site in linear_sites(model, f"{tower}.{target}")
+            for site in last_of(linear_sites(model, f"{tower}.{target}"), self.last_blocks)
         ]

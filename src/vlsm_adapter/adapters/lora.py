@@ -15,10 +15,13 @@ from vlsm_adapter.adapters.config import (
     PARTS,
     AdapterConfig,
     Placement,
+    blocks_field,
+    check_blocks,
     check_choice,
     check_factor,
     check_positive,
     check_share,
+    last_of,
     linear_sites,
 )
 
@@ -45,6 +48,8 @@ class LowRankConfig(AdapterConfig):
         parts: ``"v"`` the image encoder, ``"l"`` the text encoder, ``"vl"`` both, ``"c"`` with them the projection that
             gives the conditional embedding.
         dropout: in training, on what goes into A.
+        last_blocks: only in so many of the last blocks of each encoder; by default in all (what comes before them is computed
+            once, not in every epoch).
 
     Raises:
         ConfigError: a value is not allowed.
@@ -58,6 +63,7 @@ class LowRankConfig(AdapterConfig):
     targets: str = "qv"
     parts: str = "vl"
     dropout: float = 0.0
+    last_blocks: int | None = blocks_field()
 
     def __post_init__(self) -> None:
         check_positive("rank", self.rank)
@@ -65,6 +71,7 @@ class LowRankConfig(AdapterConfig):
         check_choice("targets", self.targets, tuple(TARGETS))
         check_choice("parts", self.parts, PARTS)
         check_share("dropout", self.dropout)
+        check_blocks("last_blocks", self.last_blocks)
 
     def placements(self, model: PromptSegmenter) -> list[Placement]:
         """One per linear layer.
@@ -80,8 +87,9 @@ class LowRankConfig(AdapterConfig):
             for target in TARGETS[self.targets]
             if letter in self.parts
         ]
+        sites = [site for name in names for site in last_of(linear_sites(model, name), self.last_blocks)]
         if "c" in self.parts:
-            names.append("text.projection")
+            sites += linear_sites(model, "text.projection")
         part = partial(
             LowRankPart,
             rank=self.rank,
@@ -90,7 +98,7 @@ class LowRankConfig(AdapterConfig):
             rank_stabilised=self.rank_stabilised,
             decomposed=self.decomposed,
         )
-        return [Placement(site, part=part) for name in names for site in linear_sites(model, name)]
+        return [Placement(site, part=part) for site in sites]
 
 
 @ADAPTERS.register("lora")
@@ -107,6 +115,8 @@ class LoraConfig(LowRankConfig):
         parts: ``"v"`` the image encoder, ``"l"`` the text encoder, ``"vl"`` both, ``"c"`` with them the projection that
             gives the conditional embedding.
         dropout: in training, on what goes into A.
+        last_blocks: only in so many of the last blocks of each encoder; by default in all (what comes before them is computed
+            once, not in every epoch).
 
     Raises:
         ConfigError: a value is not allowed.

@@ -76,10 +76,13 @@ class ImageFeatures:
     Attributes:
         activations: tensors (B, ...): of CLIPSeg one (B, T, D) per read block, of others maps or queries.
         grid: rows and columns of the patch grid.
+        cut: None, or the cut of the trunk up to which they are computed, see :meth:`PromptSegmenter.image_stem`; the
+            tensors are then what is needed from there on.
     """
 
     activations: tuple[torch.Tensor, ...]
     grid: tuple[int, int]
+    cut: int | None = None
 
     @classmethod
     def join(cls, parts: Sequence[ImageFeatures]) -> ImageFeatures:
@@ -231,8 +234,23 @@ class PromptSegmenter(nn.Module, ABC):
         """The part of ``encode_image`` up to where its output may be kept; one or more images (B, 3, H, W)."""
         return self.encode_image(pixel_values)
 
+    # A trunk in which something changes may be cut before that: what comes before the cut is its stem.
+
+    @property
+    def image_cuts(self) -> tuple[int, ...]:
+        """Names of the places at which the image trunk can be cut with profit, in the order of the computation."""
+        return ()
+
+    def image_stem(self, pixel_values: torch.Tensor, cut: int) -> ImageFeatures | None:
+        """The part of ``image_trunk`` before one of ``image_cuts``.
+
+        Returns:
+            What ``image_head`` continues from; None where the trunk, as it is now, cannot be cut there.
+        """
+        raise NotImplementedError
+
     def image_head(self, trunk: ImageFeatures) -> ImageFeatures:
-        """The rest of ``encode_image``."""
+        """The rest of ``encode_image``, from the end of the trunk or from where its stem was cut."""
         return trunk
 
     def text_trunk(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> TextFeatures:

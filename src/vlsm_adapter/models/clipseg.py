@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -19,11 +18,12 @@ from torch import nn
 from vlsm_adapter.errors import ModelError
 from vlsm_adapter.models import checkpoints
 from vlsm_adapter.models.base import ImageFeatures, PromptSegmenter, Site, TextFeatures, TextSkip, weight_modules
+from vlsm_adapter.models.block_walk import BlockWalk
 from vlsm_adapter.models.clipseg_parts.loading import load_network
 from vlsm_adapter.models.clipseg_parts.network import CLIPSegNetwork
 from vlsm_adapter.models.encoder_block import encoder_block
 from vlsm_adapter.models.preprocessing import Preprocessing
-from vlsm_adapter.models.prompt_tokens import Insertion, run_block, tokens_given
+from vlsm_adapter.models.prompt_tokens import Insertion, tokens_given
 
 if TYPE_CHECKING:
     from transformers import CLIPSegForImageSegmentation
@@ -103,28 +103,43 @@ class CLIPSeg(PromptSegmenter):
 
     def image_trunk(self, pixel_values: torch.Tensor) -> ImageFeatures:
         """As :meth:`encode_image`, before the sites on the way to the decoder (``image.skip``)."""
+        hidden, grid = self._embed(pixel_values)
+        return ImageFeatures(self._walk().whole(hidden), grid)
+
+    @property
+    def image_cuts(self) -> tuple[int, ...]:
+        """See the base class and :mod:`.block_walk`."""
+        return self._walk().cuts
+
+    def image_stem(self, pixel_values: torch.Tensor, cut: int) -> ImageFeatures | None:
+        """See the base class."""
+        hidden, grid = self._embed(pixel_values)
+        tensors = self._walk().to_cut(hidden, cut)
+        return None if tensors is None else ImageFeatures(tensors, grid, cut)
+
+    def image_head(self, trunk: ImageFeatures) -> ImageFeatures:
+        """What is left of the blocks, and the sites ``image.skip``."""
+        activations = trunk.activations
+        if trunk.cut is not None:
+            activations = self._walk().from_cut(activations, trunk.cut)
+        return ImageFeatures(
+            tuple(skip(each) for skip, each in zip(self.image_skip, activations, strict=True)), trunk.grid
+        )
+
+    def _embed(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+        """Images (B, 3, H, W) to what goes into the first block, (B, T, D), and the patch grid."""
         vision = self.clipseg.clip.vision_model
         patch = self.clipseg.config.vision_config.patch_size
         height, width = pixel_values.shape[-2:]
         if height % patch or width % patch:
             raise ModelError(f"image of {height} x {width} pixels: both sides must be multiples of {patch}")
-        hidden = vision.embeddings(pixel_values, interpolate_pos_encoding=True)
-        hidden = vision.pre_layrnorm(hidden)
-        read: dict[int, torch.Tensor] = {}
-        tokens = hidden[:, :0]  # learned ones of prompt tuning; kept apart, the decoder never sees them
-        for number, block in enumerate(vision.encoder.layers[: max(self.extract_layers) + 1]):
-            tokens = self.image_tokens[number](tokens)
-            hidden, tokens = self.kept_or_again(run_block, partial(encoder_block, block, mask=None), hidden, tokens)
-            if number in self.extract_layers:
-                read[number] = hidden
-        return ImageFeatures(tuple(read[number] for number in self.extract_layers), (height // patch, width // patch))
+        hidden = vision.pre_layrnorm(vision.embeddings(pixel_values, interpolate_pos_encoding=True))
+        return hidden, (height // patch, width // patch)
 
-    def image_head(self, trunk: ImageFeatures) -> ImageFeatures:
-        """The sites ``image.skip``."""
-        activations = tuple(
-            skip(activation) for skip, activation in zip(self.image_skip, trunk.activations, strict=True)
-        )
-        return ImageFeatures(activations, trunk.grid)
+    def _walk(self) -> BlockWalk:
+        """Through the image blocks up to the last that is read."""
+        blocks = self.clipseg.clip.vision_model.encoder.layers[: max(self.extract_layers) + 1]
+        return BlockWalk(blocks, self.image_tokens, self.extract_layers, self.kept_or_again)
 
     def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> TextFeatures:
         """The conditional embedding (P, D): the projected end-of-text state of each prompt.

@@ -108,6 +108,33 @@ def test_dense_published_stops_before_the_last_block_read(new_model: Build) -> N
     assert Counter(p.zero_start or not p.activate_output for p in config.placements(model)) == {False: 12}  # type: ignore[arg-type]
 
 
+def test_last_blocks_are_counted_from_the_last_that_is_read(new_model: Build) -> None:
+    model = new_model(text_config={"num_hidden_layers": 3})
+    found = places(DenseAdapterConfig(4, parts="vlc", last_blocks=2).placements(model))  # type: ignore[arg-type]
+    image, text = [2, 3], [1, 2]
+    expected = {"image.attn_out": image, "image.mlp_out": image, "text.attn_out": text, "text.mlp_out": text}
+    assert found == {**expected, "condition": [0]}
+    published = DenseAdapterConfig(4, parts="v", variant="published", last_blocks=1)
+    assert places(published.placements(model)) == {"image.attn_out": [2], "image.mlp_out": [2]}  # type: ignore[arg-type]
+    more = DenseAdapterConfig(4, parts="v", last_blocks=99)
+    assert more.placements(model) == DenseAdapterConfig(4, parts="v").placements(model)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", ["dense", "lora", "rslora", "dora", "ia3", "adaptformer"])
+def test_last_blocks_of_every_method_that_adapts_blocks(new_model: Build, method: str) -> None:
+    model = new_model()
+    few = places(adapter_config(method, parts="v", last_blocks=2).placements(model))  # type: ignore[arg-type]
+    every = places(adapter_config(method, parts="v").placements(model))  # type: ignore[arg-type]
+    assert few.keys() == every.keys()
+    assert all(numbers == [2, 3] for numbers in few.values())
+    config = adapter_config(method, last_blocks=2)
+    assert config.to_dict()["last_blocks"] == 2
+    assert "last_blocks" not in adapter_config(method).to_dict()  # files stay readable by versions without it
+    for value in (0, -1, 2.0, True, "two"):
+        with pytest.raises(ConfigError, match="last_blocks="):
+            adapter_config(method, last_blocks=value)
+
+
 def test_shallow_covers_the_activations(new_model: Build) -> None:
     model = new_model()
     found = places(ShallowAdapterConfig(4, parts="vlc").placements(model))  # type: ignore[arg-type]

@@ -68,13 +68,17 @@ class Attention(nn.Module):
         Args:
             attention_mask: added to the scaled products, broadcast to (B, heads, T, T).
         """
+        return self.out_proj(self.attended(x, attention_mask)), None
+
+    def attended(self, x: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """As :meth:`forward`, before the output projection."""
         query, key, value = (
             layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for layer in (self.q_proj, self.k_proj, self.v_proj)
         )
         dropout = self.dropout if self.training else 0.0
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=dropout)
-        return self.out_proj(attended.transpose(1, 2).flatten(2)), None
+        return attended.transpose(1, 2).flatten(2)
 
 
 class MLP(nn.Module):
