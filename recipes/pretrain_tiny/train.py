@@ -35,8 +35,8 @@ from torch.nn import functional as F
 
 from vlsm_adapter.errors import DataError, TrainingError, UserError
 from vlsm_adapter.files import atomic_path
-from vlsm_adapter.models.base import TextFeatures
 from vlsm_adapter.models.clipseg import CLIPSeg
+from vlsm_adapter.models.features import TextFeatures
 
 COLUMNS = ("step", "minutes", "stage", "size", "learning_rate", "loss", "bce", "dice", "patch", "iou", "images_per_s")
 

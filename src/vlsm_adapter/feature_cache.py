@@ -38,7 +38,8 @@ from vlsm_adapter.feature_store import (
     nbytes,
 )
 from vlsm_adapter.frozen import F, Frozen, frozen_image, probe
-from vlsm_adapter.models.base import ImageFeatures, PromptSegmenter, TextFeatures, Trunks
+from vlsm_adapter.models.base import PromptSegmenter
+from vlsm_adapter.models.features import ImageFeatures, TextFeatures, Trunks
 from vlsm_adapter.types import Batch
 
 # Changes when the way that features are computed here does: entries of a shared folder are then made anew.

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from vlsm_adapter.adapters import tuner
-from vlsm_adapter.models.base import ImageFeatures, PromptSegmenter, TextFeatures
+from vlsm_adapter.models.base import PromptSegmenter
+from vlsm_adapter.models.features import ImageFeatures, TextFeatures
 
 F = TypeVar("F", ImageFeatures, TextFeatures)
 

@@ -20,7 +20,8 @@ from vlsm_adapter.errors import UserError
 from vlsm_adapter.models.low_precision import computing, flushing_denormals
 
 if TYPE_CHECKING:
-    from vlsm_adapter.models.base import ImageFeatures, PromptSegmenter, TextFeatures
+    from vlsm_adapter.models.base import PromptSegmenter
+    from vlsm_adapter.models.features import ImageFeatures, TextFeatures
 
 # Prompts decoded at a time: bounds memory when thousands are asked of one image.
 _CHUNK = 32
@@ -83,7 +84,7 @@ class TextCache:
         Raises:
             ModelError: the model has no tokenizer.
         """
-        from vlsm_adapter.models.base import TextFeatures
+        from vlsm_adapter.models.features import TextFeatures
 
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._features]
         device = self._model.device

@@ -39,7 +39,8 @@ from vlsm_adapter.run_folder import RunFolder
 from vlsm_adapter.types import Prediction
 
 if TYPE_CHECKING:
-    from vlsm_adapter.models.base import ImageFeatures, PromptSegmenter
+    from vlsm_adapter.models.base import PromptSegmenter
+    from vlsm_adapter.models.features import ImageFeatures
 
 __all__ = ["PredictReport", "Predictor", "adapter_folder", "predict_files"]
 

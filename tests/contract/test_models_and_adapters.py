@@ -20,7 +20,8 @@ from vlsm_adapter.adapters.config import BottleneckConfig
 from vlsm_adapter.adapters.folder import load_adapter, save_adapter
 from vlsm_adapter.errors import AdapterError
 from vlsm_adapter.models import families, family_class
-from vlsm_adapter.models.base import ImageFeatures, PromptSegmenter, TextFeatures, Trunks
+from vlsm_adapter.models.base import PromptSegmenter
+from vlsm_adapter.models.features import ImageFeatures, TextFeatures, Trunks
 
 # Family to a small instance with a fixed seed, given the ``new_model`` fixture.
 SMALL: dict[str, Callable[[Callable[..., PromptSegmenter]], PromptSegmenter]] = {

@@ -17,7 +17,8 @@ from torch.export.graph_signature import InputKind
 from torch.nn import functional as F
 
 from vlsm_adapter.errors import ModelError, one_line
-from vlsm_adapter.models.base import ImageFeatures, PromptSegmenter, Tokens
+from vlsm_adapter.models.base import PromptSegmenter, Tokens
+from vlsm_adapter.models.features import ImageFeatures
 
 # Of the example that is traced; all unequal, so that no two dimensions are taken for one.
 _IMAGES, _PROMPTS = 2, 3

@@ -17,11 +17,12 @@ from torch import nn
 
 from vlsm_adapter.errors import ModelError
 from vlsm_adapter.models import checkpoints
-from vlsm_adapter.models.base import ImageFeatures, PromptSegmenter, Site, TextFeatures, TextSkip, weight_modules
+from vlsm_adapter.models.base import PromptSegmenter, Site, TextSkip, weight_modules
 from vlsm_adapter.models.block_walk import BlockWalk
 from vlsm_adapter.models.clipseg_parts.loading import load_network
 from vlsm_adapter.models.clipseg_parts.network import CLIPSegNetwork
 from vlsm_adapter.models.encoder_block import encoder_block
+from vlsm_adapter.models.features import ImageFeatures, TextFeatures
 from vlsm_adapter.models.preprocessing import Preprocessing
 from vlsm_adapter.models.prompt_tokens import Insertion, tokens_given
 

@@ -28,13 +28,14 @@ from torch.nn import functional as F
 
 from vlsm_adapter.errors import ModelError
 from vlsm_adapter.models import checkpoints, saving
-from vlsm_adapter.models.base import ImageFeatures, PromptSegmenter, Site, TextFeatures, Tokens, weight_modules
+from vlsm_adapter.models.base import PromptSegmenter, Site, Tokens, weight_modules
 from vlsm_adapter.models.clip_blocks import BLOCK_SITES, TextTower, end_of_text
 from vlsm_adapter.models.cris_parts.config import CRISConfig
 from vlsm_adapter.models.cris_parts.decoder import Decoder, Projector
 from vlsm_adapter.models.cris_parts.image import ImageEncoder
 from vlsm_adapter.models.cris_parts.layers import to_map, to_tokens
 from vlsm_adapter.models.cris_parts.neck import Neck
+from vlsm_adapter.models.features import ImageFeatures, TextFeatures
 from vlsm_adapter.models.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing
 from vlsm_adapter.models.prompt_tokens import tokens_given
 

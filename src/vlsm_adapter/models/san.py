@@ -44,8 +44,9 @@ from torch.nn import functional as F
 
 from vlsm_adapter.errors import ModelError
 from vlsm_adapter.models import checkpoints, saving
-from vlsm_adapter.models.base import ImageFeatures, PromptSegmenter, Site, TextFeatures, TextSkip, weight_modules
+from vlsm_adapter.models.base import PromptSegmenter, Site, TextSkip, weight_modules
 from vlsm_adapter.models.clip_blocks import BLOCK_SITES
+from vlsm_adapter.models.features import ImageFeatures, TextFeatures
 from vlsm_adapter.models.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing
 from vlsm_adapter.models.prompt_tokens import tokens_given
 from vlsm_adapter.models.san_parts.clip import CLIP, weight_of

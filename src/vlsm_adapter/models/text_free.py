@@ -21,7 +21,8 @@ import torch
 from torch import nn
 
 from vlsm_adapter.errors import ModelError, nearest
-from vlsm_adapter.models.base import ImageFeatures, PromptSegmenter, Site, TextFeatures, Tokens
+from vlsm_adapter.models.base import PromptSegmenter, Site, Tokens
+from vlsm_adapter.models.features import ImageFeatures, TextFeatures
 from vlsm_adapter.models.preprocessing import Preprocessing
 
 SIDE = 256  # pixels, by default

@@ -17,7 +17,7 @@ from vlsm_adapter.adapters.attach import attached, detach, use_adapter, without_
 from vlsm_adapter.adapters.folder import load_adapter, read_manifest
 from vlsm_adapter.errors import AdapterError
 from vlsm_adapter.inference import decode, inferring
-from vlsm_adapter.models.base import ImageFeatures, TextFeatures
+from vlsm_adapter.models.features import ImageFeatures, TextFeatures
 from vlsm_adapter.models.preprocessing import Preprocessing
 from vlsm_adapter.serve.caches import ByteCache
 from vlsm_adapter.serve.problems import Refused

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from vlsm_adapter.errors import UserError
-from vlsm_adapter.models.base import ImageFeatures
+from vlsm_adapter.models.features import ImageFeatures
 from vlsm_adapter.serve.answers import Asked, Form, mask_of, png, results
 from vlsm_adapter.serve.caches import ByteCache
 from vlsm_adapter.serve.corrections import Corrections

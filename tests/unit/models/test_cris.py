@@ -24,8 +24,9 @@ from vlsm_adapter.errors import AdapterError, ConfigError, ModelError
 from vlsm_adapter.interop import from_published
 from vlsm_adapter.interop.cris import published_state_dict
 from vlsm_adapter.models import load_model
-from vlsm_adapter.models.base import PromptSegmenter, TextFeatures
+from vlsm_adapter.models.base import PromptSegmenter
 from vlsm_adapter.models.cris import CRIS, CRISConfig
+from vlsm_adapter.models.features import TextFeatures
 from vlsm_adapter.models.preprocessing import CLIP_MEAN
 from vlsm_adapter.models.saving import save_model
 from vlsm_adapter.optimization import check_gradients

@@ -21,7 +21,7 @@ from vlsm_adapter.interop.san import published_state_dict
 from vlsm_adapter.interop.san_from_clip import san_from_clip
 from vlsm_adapter.losses import dice_bce
 from vlsm_adapter.models import load_model
-from vlsm_adapter.models.base import Trunks
+from vlsm_adapter.models.features import Trunks
 from vlsm_adapter.models.preprocessing import CLIP_MEAN, Preprocessing
 from vlsm_adapter.models.san import SAN, SANConfig
 from vlsm_adapter.models.san_parts.clip import GridPositions, head_mask, pool_bias
