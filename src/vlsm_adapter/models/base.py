@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from vlsm_adapter.errors import ModelError
+from vlsm_adapter.models import checkpoints
 from vlsm_adapter.models.features import ImageFeatures, TextFeatures, Trunks
 from vlsm_adapter.models.preprocessing import Preprocessing
 
@@ -111,6 +112,7 @@ class PromptSegmenter(nn.Module, ABC):
         self.inference_precision = "fp32"
         self.checkpointing = False
         self._base_hash: str | None = None
+        self._weights_folder: Path | None = None  # of the files that the weights are still those of
         self._told_cut: set[str] = set()
 
     # -- the three stages ------------------------------------------------------------------------------------------
@@ -222,12 +224,21 @@ class PromptSegmenter(nn.Module, ABC):
     def context_length(self) -> int:
         """The most tokens a prompt may have, start and end tokens included."""
 
+    def word_table(self) -> nn.Module | None:
+        """The embedding of tokens; None where the text is not read by words."""
+        return None
+
     def word_vectors(self, text: str) -> torch.Tensor | None:
         """Embeddings (L, D) of the tokens of ``text`` without start and end, before positions; None where unknown.
 
         For methods whose learned tokens start from words.
         """
-        return None
+        table = self.word_table()
+        if table is None or self.tokenizer is None:
+            return None
+        weight = cast("torch.Tensor", getattr(table, "base_layer", table).weight).detach()
+        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return weight[torch.tensor(ids, dtype=torch.long, device=weight.device)].clone()
 
     def preprocess(self, images: Sequence[np.ndarray]) -> torch.Tensor:
         """Images uint8 (H, W, 3), each of its own size, to one float32 tensor (B, 3, h, w)."""
@@ -285,9 +296,16 @@ class PromptSegmenter(nn.Module, ABC):
     # -- identity --------------------------------------------------------------------------------------------------
 
     @property
-    @abstractmethod
     def base_hash(self) -> str:
         """SHA-256 over the base model's weights (names, types, shapes, bytes), adapters apart."""
+        if self._base_hash is None:
+            folder = self._weights_folder
+            self._base_hash = self.hash_in_memory() if folder is None else checkpoints.hash_folder(folder)
+        return self._base_hash
+
+    def hash_in_memory(self) -> str:
+        """As :attr:`base_hash`, of weights that came from no file."""
+        raise NotImplementedError
 
     @property
     def device(self) -> torch.device:

@@ -87,7 +87,6 @@ class CLIPSeg(PromptSegmenter):
         self.logits = nn.Identity()
         self.image_tokens = nn.ModuleList(nn.Identity() for _ in range(depth))
         self.text_tokens = nn.ModuleList(nn.Identity() for _ in range(config.text_config.num_hidden_layers))
-        self._weights_folder: Path | None = None
         self.freeze()
 
     # -- the three stages ------------------------------------------------------------------------------------------
@@ -276,22 +275,11 @@ class CLIPSeg(PromptSegmenter):
             )
         return needed
 
-    def word_vectors(self, text: str) -> torch.Tensor | None:
-        if self.tokenizer is None:
-            return None
-        table = self.clipseg.clip.text_model.embeddings.token_embedding
-        weight = getattr(table, "base_layer", table).weight.detach()
-        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return weight[torch.tensor(ids, dtype=torch.long, device=weight.device)].clone()
+    def word_table(self) -> nn.Module:
+        return self.clipseg.clip.text_model.embeddings.token_embedding
 
-    @property
-    def base_hash(self) -> str:
-        if self._base_hash is None:
-            if self._weights_folder is not None:
-                self._base_hash = checkpoints.hash_folder(self._weights_folder)
-            else:
-                self._base_hash = _hash_parameters(self.clipseg)
-        return self._base_hash
+    def hash_in_memory(self) -> str:
+        return _hash_parameters(self.clipseg)
 
     def _end_of_text(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Position (P,) of the end token of each prompt."""

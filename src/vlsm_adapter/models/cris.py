@@ -109,7 +109,6 @@ class CRIS(PromptSegmenter):
         self.condition = nn.Identity()
         self.logits = nn.Identity()
         self.text_tokens = nn.ModuleList(nn.Identity() for _ in range(config.transformer_layers))
-        self._weights_folder: Path | None = None
         self.freeze()
 
     # -- the three stages ------------------------------------------------------------------------------------------
@@ -219,13 +218,8 @@ class CRIS(PromptSegmenter):
     def context_length(self) -> int:
         return self.config.word_len - tokens_given(self.text_tokens[0])
 
-    def word_vectors(self, text: str) -> torch.Tensor | None:
-        if self.tokenizer is None:
-            return None
-        table = self.backbone.token_embedding
-        weight: torch.Tensor = getattr(table, "base_layer", table).weight.detach()
-        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return weight[torch.tensor(ids, dtype=torch.long, device=weight.device)].clone()
+    def word_table(self) -> nn.Module:
+        return self.backbone.token_embedding
 
     def tokenize(self, prompts: Sequence[str]) -> Tokens:
         """Prompts to token ids: padded to the longest, or, as published, to ``word_len`` with the end token.
@@ -253,14 +247,8 @@ class CRIS(PromptSegmenter):
         self._weights_folder = self._base_hash = None  # the weights will no longer be those of the file
         return self
 
-    @property
-    def base_hash(self) -> str:
-        if self._base_hash is None:
-            if self._weights_folder is not None:
-                self._base_hash = checkpoints.hash_folder(self._weights_folder)
-            else:
-                self._base_hash = saving.hash_tensors(saving.base_tensors(self))
-        return self._base_hash
+    def hash_in_memory(self) -> str:
+        return saving.hash_tensors(saving.base_tensors(self))
 
     @classmethod
     def from_pretrained(cls, source: str | Path, base_id: str, dtype: torch.dtype) -> CRIS:

@@ -49,7 +49,7 @@ from vlsm_adapter.models.clip_blocks import BLOCK_SITES
 from vlsm_adapter.models.features import ImageFeatures, TextFeatures
 from vlsm_adapter.models.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing
 from vlsm_adapter.models.prompt_tokens import tokens_given
-from vlsm_adapter.models.san_parts.clip import CLIP, weight_of
+from vlsm_adapter.models.san_parts.clip import CLIP
 from vlsm_adapter.models.san_parts.config import SANConfig
 from vlsm_adapter.models.san_parts.side import SideNetwork
 
@@ -116,7 +116,6 @@ class SAN(PromptSegmenter):
         self.logits = nn.Identity()
         self.image_tokens = nn.ModuleList(nn.Identity() for _ in range(config.vision_layers))
         self.text_tokens = nn.ModuleList(nn.Identity() for _ in range(config.text_layers))
-        self._weights_folder: Path | None = None
         self.freeze()
 
     # -- the three stages ------------------------------------------------------------------------------------------
@@ -270,21 +269,11 @@ class SAN(PromptSegmenter):
     def context_length(self) -> int:
         return self.config.context_length - tokens_given(self.text_tokens[0])
 
-    def word_vectors(self, text: str) -> torch.Tensor | None:
-        if self.tokenizer is None:
-            return None
-        weight = weight_of(self.clip_model.token_embedding).detach()
-        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return weight[torch.tensor(ids, dtype=torch.long, device=weight.device)].clone()
+    def word_table(self) -> nn.Module:
+        return self.clip_model.token_embedding
 
-    @property
-    def base_hash(self) -> str:
-        if self._base_hash is None:
-            if self._weights_folder is not None:
-                self._base_hash = checkpoints.hash_folder(self._weights_folder)
-            else:
-                self._base_hash = saving.hash_tensors(saving.base_tensors(self))
-        return self._base_hash
+    def hash_in_memory(self) -> str:
+        return saving.hash_tensors(saving.base_tensors(self))
 
     @classmethod
     def from_pretrained(cls, source: str | Path, base_id: str, dtype: torch.dtype) -> SAN:
