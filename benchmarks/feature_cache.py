@@ -1,6 +1,6 @@
 """Training with the features of frozen encoders kept, beside training that computes them for every batch.
 
-    python benchmarks/feature_cache.py [--model tiny full] [--method shallow decoder_only] [--cases 48] [--epochs 3]
+    python benchmarks/feature_cache.py [--model tiny full] [--method shallow dense:last_blocks=3,parts=v] [--cases 48] [--epochs 3]
 
 Both runs of a pair take turns epoch by epoch in one process, so that other work on the machine meets both alike. ``full``
 is CLIPSeg at its published size (150,747,746 parameters) with random weights, made in the temporary folder; the images are
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from our_way import save_base_model
@@ -32,13 +33,20 @@ from vlsm_adapter.run_folder import RunFolder
 from vlsm_adapter.train import build, close, set_up
 
 
+def settings_of(method: str) -> dict[str, str]:
+    """Of ``dense:last_blocks=3,parts=v`` what follows the colon."""
+    given = method.partition(":")[2]
+    return dict(one.split("=", 1) for one in given.split(",")) if given else {}
+
+
 def start(model: str, method: str, data: Path, out: Path, cache: str, options: argparse.Namespace) -> fit.Session:
     config = RunConfig.load(
         None,
         {
             "data.path": str(data),
             "model.name": model,
-            "adapter.method": method,
+            "adapter.method": method.partition(":")[0],
+            **{f"adapter.settings.{name}": yaml.safe_load(value) for name, value in settings_of(method).items()},
             "train.epochs": options.epochs,
             "train.batch_size": options.batch_size,
             "train.feature_cache": cache,
@@ -63,7 +71,7 @@ def pair(model: str, method: str, data: Path, folder: Path, options: argparse.Na
     """One model and method, with the cache and without."""
     speeds: dict[str, list[float]] = {"auto": [], "off": []}
     sessions = {
-        cache: start(model, method, data, folder / f"{Path(model).name}-{method}-{cache}", cache, options)
+        cache: start(model, method, data, folder / f"{Path(model).name}-{method.replace(':', '-')}-{cache}", cache, options)
         for cache in speeds
     }
     for _ in range(options.epochs):
@@ -93,7 +101,7 @@ def pair(model: str, method: str, data: Path, folder: Path, options: argparse.Na
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", nargs="+", default=["tiny", "full"], help="tiny, full, or a folder")
-    parser.add_argument("--method", nargs="+", default=["shallow", "decoder_only"])
+    parser.add_argument("--method", nargs="+", default=["shallow", "decoder_only"], help="NAME or NAME:SETTING=VALUE,...")
     parser.add_argument("--cases", type=int, default=48, help="phantoms; three quarters of them train")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=16)
