@@ -71,7 +71,9 @@ def pair(model: str, method: str, data: Path, folder: Path, options: argparse.Na
     """One model and method, with the cache and without."""
     speeds: dict[str, list[float]] = {"auto": [], "off": []}
     sessions = {
-        cache: start(model, method, data, folder / f"{Path(model).name}-{method.replace(':', '-')}-{cache}", cache, options)
+        cache: start(
+            model, method, data, folder / f"{Path(model).name}-{method.replace(':', '-')}-{cache}", cache, options
+        )
         for cache in speeds
     }
     for _ in range(options.epochs):
@@ -101,7 +103,9 @@ def pair(model: str, method: str, data: Path, folder: Path, options: argparse.Na
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", nargs="+", default=["tiny", "full"], help="tiny, full, or a folder")
-    parser.add_argument("--method", nargs="+", default=["shallow", "decoder_only"], help="NAME or NAME:SETTING=VALUE,...")
+    parser.add_argument(
+        "--method", nargs="+", default=["shallow", "decoder_only"], help="NAME or NAME:SETTING=VALUE,..."
+    )
     parser.add_argument("--cases", type=int, default=48, help="phantoms; three quarters of them train")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=16)

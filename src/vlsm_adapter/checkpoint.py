@@ -108,10 +108,11 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
     with torch.no_grad():
         for key, tensor in own.items():
             tensor.copy_(tensors[key])
+    fused = optimizer.param_groups[0].get("fused")  # counts its steps on the GPU
     for name, values in state.items():
         parameter = trainable[name]
         optimizer.state[parameter] = {
-            key: value if key == "step" else value.to(parameter.device) for key, value in values.items()
+            key: value if key == "step" and not fused else value.to(parameter.device) for key, value in values.items()
         }
     torch.set_rng_state(tensors["random/cpu"])
     if "random/cuda" in tensors and torch.cuda.is_available():

@@ -19,8 +19,12 @@ _M_MMAP_THRESHOLD = -3  # of malloc.h
 PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.3, 5  # of the paper
 
 
-def make_optimizer(model: PromptSegmenter, config: TrainConfig) -> torch.optim.AdamW:
+def make_optimizer(model: PromptSegmenter, config: TrainConfig, *, fused: bool = False) -> torch.optim.AdamW:
     """AdamW on what trains; weights decay, biases, norms and scalars do not.
+
+    Args:
+        fused: an update is one kernel on the GPU instead of several per tensor; not with a scaler of gradients, which could
+            then not be clipped.
 
     Raises:
         TrainingError: nothing requires a gradient.
@@ -34,7 +38,7 @@ def make_optimizer(model: PromptSegmenter, config: TrainConfig) -> torch.optim.A
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr)
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr, fused=fused or None)
 
 
 def choose_precision(name: str) -> str:

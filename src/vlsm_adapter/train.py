@@ -288,7 +288,8 @@ def set_up(parts: Parts, folder: RunFolder, console: Console, fabric: Fabric | N
     if folder.state_file.is_file():
         _check_same_cases(folder, summary)
     fabric = fabric or start_fabric(1, fabric_precision(parts.precision))
-    optimizer = make_optimizer(parts.model, config.train)
+    fused = fabric.device.type == "cuda" and parts.precision != "16-mixed"
+    optimizer = make_optimizer(parts.model, config.train, fused=fused)
     wrapped, wrapped_optimizer = fabric.setup(parts.model, optimizer)
     progress = Progress(base=parts.model.base_hash)
     if folder.state_file.is_file():

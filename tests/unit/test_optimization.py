@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
@@ -29,6 +30,21 @@ def test_only_trainable_weights_are_optimised_and_only_matrices_decay() -> None:
     assert [id(parameter) for parameter in decayed["params"]] == [id(model[2].weight)]
     assert plain["weight_decay"] == 0.0
     assert {id(p) for p in plain["params"]} == {id(p) for p in (model[1].weight, model[1].bias, model[2].bias)}
+
+
+def test_the_fused_optimizer_takes_the_same_steps() -> None:
+    torch.manual_seed(0)
+    first = nn.Linear(3, 4)
+    second = copy.deepcopy(first)
+    plain = make_optimizer(first, TrainConfig(lr=0.1))  # type: ignore[arg-type]
+    fused = make_optimizer(second, TrainConfig(lr=0.1), fused=True)  # type: ignore[arg-type]
+    for _ in range(3):
+        x = torch.randn(5, 3)
+        for model, optimizer in ((first, plain), (second, fused)):
+            optimizer.zero_grad()
+            model(x).square().sum().backward()
+            optimizer.step()
+        torch.testing.assert_close(first.weight, second.weight)
 
 
 def test_nothing_to_train_is_an_error() -> None:
