@@ -37,7 +37,7 @@ from vlsm_adapter.feature_store import (
     memory_for_features,
     nbytes,
 )
-from vlsm_adapter.frozen import F, Frozen, frozen_image, probe
+from vlsm_adapter.frozen import F, Frozen, frozen_image, image_blocks_train, probe
 from vlsm_adapter.models.base import PromptSegmenter
 from vlsm_adapter.models.features import ImageFeatures, TextFeatures, Trunks
 from vlsm_adapter.types import Batch
@@ -191,7 +191,8 @@ class FeatureCache:
     def describe(self, training: CaseDataset, validation: CaseDataset) -> str:
         """One line: what is cached, where, and why not more."""
         parts = []
-        frozen = "image encoder frozen" if self._cut is None else "image encoder adapted, frozen before its adapters"
+        adapted = image_blocks_train(self.model)
+        frozen = "image encoder adapted, frozen before its adapters" if adapted else "image encoder frozen"
         if self._images is None:
             parts.append("image encoder adapted: its features change, not cached")
         elif not self.on:

@@ -130,12 +130,13 @@ def _train_epoch(session: Session) -> None:
             group = min(config.accumulate, batches - group_start)
             last_of_group = (progress.batch + 1 - group_start) == group
             with session.fabric.no_backward_sync(session.wrapped, enabled=not last_of_group):
-                loss = _loss(session, batch, loss_of)
                 cases = min(session.batch_size, len(session.train_data) - progress.batch * session.batch_size)
-                value, weight = _over_processes(session, loss.item(), cases)
-                if not math.isfinite(value):
-                    raise _not_finite(session, f"loss is {value}", batch)
-                session.fabric.backward(loss * weight / group)
+                with training_mode(session.model):  # for the backward pass, too: checkpointing computes again there
+                    loss = _loss(session, batch, loss_of)
+                    value, weight = _over_processes(session, loss.item(), cases)
+                    if not math.isfinite(value):
+                        raise _not_finite(session, f"loss is {value}", batch)
+                    session.fabric.backward(loss * weight / group)
             progress.epoch_loss += value * cases
             progress.epoch_cases += cases
             if last_of_group:
@@ -171,8 +172,7 @@ def _loss(session: Session, batch: Batch, loss_of: Loss) -> torch.Tensor:
     if batch.masks is None:
         raise TrainingError(f"case {batch.case_ids[0]}: has no mask; training needs one for every case")
     torch.manual_seed(_step_seed(session))
-    with training_mode(session.model):
-        logits, masks = _logits_and_masks(session, batch, session.train_data)
+    logits, masks = _logits_and_masks(session, batch, session.train_data)
     return loss_of(logits, masks)
 
 

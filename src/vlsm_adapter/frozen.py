@@ -65,6 +65,8 @@ def probe(model: nn.Module, run: Callable[[], F]) -> Frozen[F]:
 def frozen_image(model: PromptSegmenter, pixels: torch.Tensor) -> Frozen[ImageFeatures]:
     """As :func:`probe` of the image trunk, or where something in it changes, of the longest stem in which nothing does.
 
+    On a GPU the first sublayer alone is none: it is not worth the memory there.
+
     Args:
         model: with its adapter, as it trains.
         pixels: of an image, (1, 3, H, W).
@@ -73,7 +75,7 @@ def frozen_image(model: PromptSegmenter, pixels: torch.Tensor) -> Frozen[ImageFe
     if whole.features is not None:
         return whole
     longest: Frozen[ImageFeatures] = Frozen(None)
-    cuts = model.image_cuts
+    cuts = model.image_cuts if pixels.device.type == "cpu" else model.image_cuts[1:]
     first, last = 0, len(cuts) - 1
     while first <= last:  # what is frozen up to one cut is frozen up to every earlier one
         middle = (first + last) // 2
@@ -83,6 +85,13 @@ def frozen_image(model: PromptSegmenter, pixels: torch.Tensor) -> Frozen[ImageFe
         else:
             longest, first = found, middle + 1
     return longest
+
+
+def image_blocks_train(model: PromptSegmenter) -> bool:
+    """Whether something in the blocks of the image encoder trains; what stands on its outputs does not count."""
+    sites = [site for site in model.sites() if site.name.startswith("image.") and site.name != "image.skip"]
+    modules = (model.get_submodule(site.module) for site in sites)
+    return any(parameter.requires_grad for module in modules for parameter in module.parameters())
 
 
 def _probe_stem(model: PromptSegmenter, pixels: torch.Tensor, cut: int) -> Frozen[ImageFeatures]:

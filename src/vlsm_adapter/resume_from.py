@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -202,10 +202,11 @@ def _check_same(config: RunConfig, manifest: AdapterManifest, adapter: str) -> N
     """Raise ConfigError where what was asked contradicts the adapter."""
     own = manifest.config
     _check_method(config, manifest, adapter)
-    asked = adapter_config(config.adapter.method, **dict(config.adapter.settings)).to_dict()
-    for key, value in own.to_dict().items():
-        if asked[key] != value:
-            raise ConfigError(f"adapter.settings.{key}={asked[key]!r}: {adapter} has {value!r}; leave it out")
+    asked = adapter_config(config.adapter.method, **dict(config.adapter.settings))
+    for field in fields(own):
+        value, wanted = getattr(own, field.name), getattr(asked, field.name)
+        if wanted != value:
+            raise ConfigError(f"adapter.settings.{field.name}={wanted!r}: {adapter} has {value!r}; leave it out")
     side = config.model.image_size
     if side is not None and [side, side] != list(manifest.preprocessing["size"]):
         size = " x ".join(map(str, manifest.preprocessing["size"]))

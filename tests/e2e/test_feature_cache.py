@@ -36,12 +36,17 @@ class Counter:
     """How many images and texts the encoders were given, and how many images were decoded."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.images = self.texts = self.decoded = 0
-        image_trunk, text_trunk, read = CLIPSeg.image_trunk, CLIPSeg.text_trunk, loaders.read_image
+        self.images = self.stems = self.texts = self.decoded = 0
+        image_trunk, image_stem = CLIPSeg.image_trunk, CLIPSeg.image_stem
+        text_trunk, read = CLIPSeg.text_trunk, loaders.read_image
 
         def images(model: CLIPSeg, pixels: torch.Tensor) -> Any:
             self.images += len(pixels)
             return image_trunk(model, pixels)
+
+        def stems(model: CLIPSeg, pixels: torch.Tensor, cut: int) -> Any:
+            self.stems += len(pixels)
+            return image_stem(model, pixels, cut)
 
         def texts(model: CLIPSeg, ids: torch.Tensor, mask: torch.Tensor | None = None) -> Any:
             self.texts += len(ids)
@@ -52,6 +57,7 @@ class Counter:
             return read(*arguments, **settings)
 
         patch.setattr(CLIPSeg, "image_trunk", images)
+        patch.setattr(CLIPSeg, "image_stem", stems)
         patch.setattr(CLIPSeg, "text_trunk", texts)
         patch.setattr(loaders, "read_image", decoded)
 
@@ -86,11 +92,12 @@ def log_line(run: Path) -> str:
 def test_the_same_bits_with_and_without(run: Callable[..., Path], method: str, counter: Counter) -> None:
     options = (*METHODS[method], "--level", "random")
     kept = run("kept", *options)
-    images, texts = counter.images, counter.texts
+    images, stems, texts = counter.images, counter.stems, counter.texts
     anew = run("anew", *options, "--no-cache")
     assert same_bits(kept, anew)
     if method.startswith("dense"):
         assert "image encoder adapted, frozen before its adapters: features of 8 images cached, " in log_line(kept)
+        assert counter.stems - stems == stems + 2 * 8  # each image once in three epochs, beside the trials
     else:
         assert "image encoder frozen: features of 8 images cached, 39 kB in memory;" in log_line(kept)
         assert images == 1 + 8  # the trial, and each image once in three epochs
@@ -104,6 +111,26 @@ def test_the_same_bits_with_and_without(run: Callable[..., Path], method: str, c
 def test_the_same_bits_in_16_bit_arithmetic(run: Callable[..., Path]) -> None:
     options = (*METHODS["shallow-vlc"], "--set", "train.precision=bf16-mixed")
     assert same_bits(run("kept", *options), run("anew", *options, "--no-cache"))
+
+
+@pytest.mark.parametrize("method", ["shallow-vlc", "dense-v, last two blocks"])
+def test_the_same_bits_in_8_bit_arithmetic(run: Callable[..., Path], method: str) -> None:
+    options = (*METHODS[method], "--set", "train.precision=int8")
+    kept = run("kept", *options)
+    assert "features of 8 images cached" in log_line(kept)
+    assert same_bits(kept, run("anew", *options, "--no-cache"))
+
+
+def test_dropout_and_checkpointing_together(run: Callable[..., Path]) -> None:
+    options = (
+        "--adapter",
+        "telescopic",
+        "--set",
+        "adapter.settings.dropout=0.3",
+        "--set",
+        "adapter.settings.variant=residual",
+    )
+    assert same_bits(run("kept", *options), run("again", *options, "--set", "train.checkpointing=true"))
 
 
 def test_later_epochs_decode_no_image_and_masks_still_come(run: Callable[..., Path], counter: Counter) -> None:

@@ -190,6 +190,9 @@ def test_every_cut_gives_the_whole_and_its_gradients(model: PromptSegmenter) -> 
         return outputs, torch.autograd.grad(loss, weights, allow_unused=True)  # type: ignore[arg-type]
 
     whole, gradients = answer(model.image_trunk(pixels(2)))
+    assert model.extract_layers == (0, 1, 3)  # type: ignore[attr-defined]
+    tensors = {cut: len(model.image_stem(pixels(2), cut).tensors()) for cut in model.image_cuts}  # type: ignore[union-attr]
+    assert tensors == {1: 2, 2: 1, 3: 2, 4: 2, 5: 3, 6: 3, 7: 4}  # a state that is read is kept once
     for cut in model.image_cuts:
         for checkpointing in (False, True):
             model.checkpointing = checkpointing
@@ -207,8 +210,17 @@ def test_every_cut_gives_the_whole_and_its_gradients(model: PromptSegmenter) -> 
 def test_an_attention_that_someone_listens_to_is_not_cut(model: PromptSegmenter) -> None:
     attached(model, "dense", last_blocks=1)
     attention = model.clipseg.clip.vision_model.encoder.layers[3].self_attn  # type: ignore[attr-defined]
-    handle = attention.register_forward_hook(lambda *_: None)
-    assert cut_of(model) == 6
+    for listen in (
+        attention.register_forward_hook,
+        attention.register_forward_pre_hook,
+        attention.register_full_backward_hook,
+    ):
+        handle = listen(lambda *_: None)
+        assert cut_of(model) == 6
+        handle.remove()
+    other = model.clipseg.clip.vision_model.encoder.layers[1].self_attn  # type: ignore[attr-defined]
+    handle = other.register_forward_hook(lambda *_: None)
+    assert cut_of(model) == 7
     handle.remove()
     attention.dropout = 0.5
     attention.train()

@@ -101,6 +101,7 @@ def test_what_is_free_can_be_said(parent: Path, tmp_path: Path) -> None:
         ("adapter.method=lora", "is 'dense'"),
         ("adapter.settings.bottleneck_dim=8", "bottleneck_dim=8"),
         ("adapter.settings.parts=v", "parts='v'"),
+        ("adapter.settings.last_blocks=1", "last_blocks=1"),
         ("model.image_size=64", "32 x 32"),
     ],
 )
@@ -108,6 +109,14 @@ def test_what_contradicts_the_adapter_is_one_line(parent: Path, assign: str, say
     with pytest.raises(ConfigError, match=says) as caught:
         asked(parent, assign)
     assert "\n" not in str(caught.value)
+
+
+def test_a_setting_that_files_may_leave_out_is_compared_too(model: PromptSegmenter, tmp_path: Path) -> None:
+    attach(model, adapter_config("dense", bottleneck_dim=5, parts="v", last_blocks=1))
+    folder = save_adapter(model, tmp_path / "last")
+    assert asked(folder).adapter.settings["last_blocks"] == 1
+    with pytest.raises(ConfigError, match=r"last_blocks=None: .* has 1; leave it out"):
+        asked(folder, "adapter.settings.last_blocks=null")
 
 
 def test_other_weights_base_or_preprocessing_are_refused(

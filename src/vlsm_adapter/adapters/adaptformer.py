@@ -97,8 +97,8 @@ class AdaptFormerConfig(AdapterConfig):
         bottleneck_dim: width of the branch; the paper uses 64.
         scale: s; the paper uses 0.1.
         parts: ``"v"`` the image encoder, as in the paper; ``"l"`` the text encoder; ``"vl"`` both.
-        last_blocks: only in so many of the last blocks of each encoder; by default in all (what comes before them is computed
-            once, not in every epoch).
+        last_blocks: of the blocks it would adapt only so many, the last ones of each encoder; by default all (what comes before
+            them is computed once, not in every epoch).
 
     Raises:
         ConfigError: a value is not allowed.

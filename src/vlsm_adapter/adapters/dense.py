@@ -39,8 +39,8 @@ class DenseAdapterConfig(BottleneckConfig):
         condition_dim: bottleneck on the conditional embedding (``"vlc"``); the paper uses 256.
         activation: of ``"residual"``: ``"gelu"``, ``"relu"`` or ``"silu"``.
         scale: factor on the change, of ``"residual"``.
-        last_blocks: only in so many of the last blocks of each encoder; by default in all (what comes before them is computed
-            once, not in every epoch).
+        last_blocks: of the blocks it would adapt only so many, the last ones of each encoder; by default all (what comes before
+            them is computed once, not in every epoch).
 
     Raises:
         ConfigError: a value is not allowed.

@@ -37,8 +37,8 @@ class IA3Config(AdapterConfig):
 
     Attributes:
         parts: ``"v"`` the image encoder, ``"l"`` the text encoder, ``"vl"`` both.
-        last_blocks: only in so many of the last blocks of each encoder; by default in all (what comes before them is computed
-            once, not in every epoch).
+        last_blocks: of the blocks it would adapt only so many, the last ones of each encoder; by default all (what comes before
+            them is computed once, not in every epoch).
 
     Raises:
         ConfigError: a value is not allowed.

@@ -48,8 +48,8 @@ class LowRankConfig(AdapterConfig):
         parts: ``"v"`` the image encoder, ``"l"`` the text encoder, ``"vl"`` both, ``"c"`` with them the projection that
             gives the conditional embedding.
         dropout: in training, on what goes into A.
-        last_blocks: only in so many of the last blocks of each encoder; by default in all (what comes before them is computed
-            once, not in every epoch).
+        last_blocks: of the blocks it would adapt only so many, the last ones of each encoder; by default all (what comes before
+            them is computed once, not in every epoch).
 
     Raises:
         ConfigError: a value is not allowed.
@@ -115,8 +115,8 @@ class LoraConfig(LowRankConfig):
         parts: ``"v"`` the image encoder, ``"l"`` the text encoder, ``"vl"`` both, ``"c"`` with them the projection that
             gives the conditional embedding.
         dropout: in training, on what goes into A.
-        last_blocks: only in so many of the last blocks of each encoder; by default in all (what comes before them is computed
-            once, not in every epoch).
+        last_blocks: of the blocks it would adapt only so many, the last ones of each encoder; by default all (what comes before
+            them is computed once, not in every epoch).
 
     Raises:
         ConfigError: a value is not allowed.

@@ -133,7 +133,8 @@ class PromptSegmenter(nn.Module, ABC):
         """The part of ``encode_image`` up to where its output may be kept; one or more images (B, 3, H, W)."""
         return self.encode_image(pixel_values)
 
-    # A trunk in which something changes may be cut before that: what comes before the cut is its stem.
+    # A trunk in which something changes may be cut before that: what comes before the cut is its stem. A class with another
+    # trunk than its parent's has other cuts, or none.
 
     @property
     def image_cuts(self) -> tuple[int, ...]:
@@ -303,9 +304,9 @@ class PromptSegmenter(nn.Module, ABC):
             self._base_hash = self.hash_in_memory() if folder is None else checkpoints.hash_folder(folder)
         return self._base_hash
 
+    @abstractmethod
     def hash_in_memory(self) -> str:
         """As :attr:`base_hash`, of weights that came from no file."""
-        raise NotImplementedError
 
     @property
     def device(self) -> torch.device:

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlsm_adapter.models.clipseg_parts.network import EncoderLayer
-from vlsm_adapter.models.encoder_block import before_output, encoder_block
+from vlsm_adapter.models.encoder_block import before_output, can_be_cut, encoder_block
 from vlsm_adapter.models.prompt_tokens import run_block
 
 Tensors = tuple[torch.Tensor, ...]
@@ -39,9 +38,9 @@ class BlockWalk:
 
     @property
     def cuts(self) -> tuple[int, ...]:
-        """All cuts but 0, before which next to nothing is computed; only before blocks where those are not our own."""
-        step = 1 if all(type(block) is EncoderLayer for block in self._blocks) else 2
-        return tuple(range(step, 2 * len(self._blocks), step))
+        """All cuts but 0, before which next to nothing is computed, and those inside blocks that cannot be cut."""
+        every = range(1, 2 * len(self._blocks))
+        return tuple(cut for cut in every if cut % 2 == 0 or can_be_cut(self._blocks[cut // 2]))
 
     def whole(self, hidden: torch.Tensor) -> Tensors:
         """From the start (B, T, D) to the outputs that are read, each (B, T, D)."""
@@ -51,30 +50,27 @@ class BlockWalk:
         """From the start (B, T, D) to a cut.
 
         Returns:
-            The outputs read by then, the state before the block, and inside a block what goes into its output projection;
-            None where this walk cannot be cut there: learned tokens go along, or the block computes in a way of its own.
+            The outputs read by then, the state before the block unless it is the last of them, and inside a block what goes
+            into its output projection; None where learned tokens go along.
         """
         number, inside = divmod(cut, 2)
         outputs: dict[int, torch.Tensor] = {}
         hidden, tokens = self._through(hidden, hidden[:, :0], range(number), outputs)
-        tensors = (*(outputs[block] for block in self._read if block in outputs), hidden)
+        state = () if number - 1 in outputs else (hidden,)
         if inside:
             tokens = self._sites[number](tokens)
-            attended = before_output(self._blocks[number], hidden)
-            if attended is None:
-                return None
-            tensors = (*tensors, attended)
-        return None if tokens.shape[1] else tensors
+            state = (*state, before_output(self._blocks[number], hidden))
+        return None if tokens.shape[1] else (*(outputs[block] for block in self._read if block in outputs), *state)
 
     def from_cut(self, tensors: Sequence[torch.Tensor], cut: int) -> Tensors:
         """From what :meth:`to_cut` gave to the outputs that are read."""
         number, inside = divmod(cut, 2)
-        attended = tensors[-1] if inside else None
-        *before, hidden = tensors[: len(tensors) - inside]
-        outputs = dict(zip((block for block in self._read if block < number), before, strict=True))
-        if attended is not None:
+        known = [block for block in self._read if block < number]
+        outputs = dict(zip(known, tensors[: len(known)], strict=True))
+        hidden = outputs[number - 1] if number - 1 in outputs else tensors[len(known)]
+        if inside:
             block = self._blocks[number]
-            hidden = self._run(lambda x, given: encoder_block(block, x, None, attended=given), hidden, attended)
+            hidden = self._run(lambda x, given: encoder_block(block, x, None, attended=given), hidden, tensors[-1])
             outputs[number] = hidden
             number += 1
         return self._onward(hidden, outputs, number)

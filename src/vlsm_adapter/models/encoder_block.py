@@ -38,13 +38,17 @@ def encoder_block(
     return x + mlp(inside)
 
 
-def before_output(block: nn.Module, x: torch.Tensor) -> torch.Tensor | None:
-    """What goes into the output projection of a block's attention, (B, T, D), where all see all.
+def can_be_cut(block: nn.Module) -> bool:
+    """Whether :func:`before_output` gives what the block itself would compute: its attention is ours, nobody listens to it,
+    and it drops nothing at random."""
+    attention = cast("Any", block).self_attn
+    hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+    listened = any(getattr(attention, name) for name in hooks)
+    return type(attention) is Attention and not listened and not (attention.training and attention.dropout)
 
-    None where the attention is not of our modules, someone listens to it, or it drops weights at random.
-    """
+
+def before_output(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What goes into the output projection of the attention of a block that can be cut, (B, T, D), where all see all."""
     parts = cast("Any", block)
-    attention = parts.self_attn
-    if type(attention) is not Attention or attention._forward_hooks or (attention.training and attention.dropout):
-        return None
-    return attention.attended(parts.layer_norm1(x))
+    attended: torch.Tensor = parts.self_attn.attended(parts.layer_norm1(x))
+    return attended

@@ -198,7 +198,7 @@ def _to_int8(model: PromptSegmenter, trains: bool) -> str:
         linear = cast("nn.Linear", model.get_submodule(name))
         if _read_by_adapters(parent) or any(parameter.requires_grad for parameter in linear.parameters()):
             continue
-        setattr(parent, name.rpartition(".")[2], Int8Linear(linear, trains=trains))
+        setattr(parent, name.rpartition(".")[2], Int8Linear(linear, trains=trains).train(linear.training))
         converted += 1
     if not converted:
         others = "'32-true' or 'bf16-mixed'" if trains else "'fp32' or 'bf16'"

@@ -160,8 +160,7 @@ class TextFree(PromptSegmenter):
             raise ModelError("no prompt given: ask for at least one, e.g. ['polyp']")
         return Tokens(torch.zeros(len(prompts), 1, dtype=torch.long), torch.ones(len(prompts), 1, dtype=torch.long))
 
-    @property
-    def base_hash(self) -> str:
+    def hash_in_memory(self) -> str:
         """SHA-256 over the network's name and settings; there are no pretrained weights to tell apart."""
         told = [self.family, self.architecture.network, dict(self.architecture.settings)]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
