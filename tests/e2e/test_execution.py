@@ -62,17 +62,3 @@ def test_features_kept_on_a_gpu_change_only_rounding(
     )
     for key, value in kept.items():
         torch.testing.assert_close(value, anew[key], atol=1e-3, rtol=1e-2)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, this machine has none")
-def test_a_run_begun_on_the_cpu_goes_on_on_a_gpu(
-    vlsm: Callable, phantoms: Path, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: False)
-        _train(vlsm, phantoms, base_folder, out, "train.precision=32-true")
-    answer = vlsm("train", "--resume", out, "--epochs", 3)
-    assert answer.code == 0, answer.err
-    assert all(torch.isfinite(value).all() for value in _weights(out).values())

@@ -45,6 +45,34 @@ def test_continued_from_a_file_is_continued_bit_for_bit(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
 
 
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, this machine has none"),
+            ],
+        ),
+    ],
+)
+def test_a_fused_optimizer_goes_on_from_a_plain_one(tmp_path: Path, device: str) -> None:
+    model, optimizer = trained()
+    save_state(tmp_path / "state.safetensors", model, optimizer, Progress())
+    other = copy.deepcopy(model).to(device)
+    fused = torch.optim.AdamW([p for p in other.parameters() if p.requires_grad], lr=0.1, fused=True)
+    load_state(tmp_path / "state.safetensors", other, fused)
+    x = torch.randn(5, 4)
+    for one, steps in ((model, optimizer), (other, fused)):
+        steps.zero_grad()
+        one(x.to(next(one.parameters()).device)).square().sum().backward()
+        steps.step()
+    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs.cpu())
+
+
 def test_frozen_weights_are_not_stored(tmp_path: Path) -> None:
     model, optimizer = trained()
     save_state(tmp_path / "state.safetensors", model, optimizer, Progress())
