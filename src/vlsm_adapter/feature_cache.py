@@ -28,6 +28,7 @@ from vlsm_adapter.data.augmentation import NONE
 from vlsm_adapter.data.digests import FileDigests
 from vlsm_adapter.data.entry_folder import EntryFolder
 from vlsm_adapter.data.loaders import CaseDataset
+from vlsm_adapter.feature_probe import F, Frozen, frozen_image, image_blocks_train, probe
 from vlsm_adapter.feature_store import (
     SUFFIX,
     FeatureStore,
@@ -37,7 +38,6 @@ from vlsm_adapter.feature_store import (
     memory_for_features,
     nbytes,
 )
-from vlsm_adapter.frozen import F, Frozen, frozen_image, image_blocks_train, probe
 from vlsm_adapter.models.base import PromptSegmenter
 from vlsm_adapter.models.features import ImageFeatures, TextFeatures, Trunks
 from vlsm_adapter.types import Batch

@@ -22,7 +22,7 @@ from vlsm_adapter.data.digests import FileDigests
 from vlsm_adapter.data.loaders import CaseDataset, make_loader
 from vlsm_adapter.errors import ModelError
 from vlsm_adapter.feature_cache import FeatureCache
-from vlsm_adapter.frozen import Frozen, frozen_image, probe
+from vlsm_adapter.feature_probe import Frozen, frozen_image, probe
 from vlsm_adapter.models.base import PromptSegmenter
 from vlsm_adapter.models.clipseg import CLIPSeg
 from vlsm_adapter.models.features import ImageFeatures, TextFeatures, Trunks

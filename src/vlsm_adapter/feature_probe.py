@@ -1,4 +1,4 @@
-"""What stays the same while a model trains: found by running it once."""
+"""What stays the same while a model trains, and may so be kept by :mod:`.feature_cache`: found by running it."""
 
 from __future__ import annotations
 
