@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from vlsm_adapter.errors import UserError, one_line
 from vlsm_adapter.imaging.base import AnswerOptions
 from vlsm_adapter.predict import Origin, Predictor
 from vlsm_adapter.predict_jobs import Job, Result, run_jobs
+from vlsm_adapter.ray_address import why_silent
 from vlsm_adapter.types import Skipped
 
 INSTALL = "pip install 'vlsm-adapter[study]'"
@@ -65,7 +65,8 @@ def run_on_cluster(
         quiet |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
     elif ray.is_initialized():
         raise UserError("Ray runs in this process already: end it with ray.shutdown() first")
-    _check_answers(address)
+    if why := why_silent(address):
+        raise UserError(f"--ray {address}: no cluster answers ({why})")
     try:
         ray.init(address, **quiet)
     except Exception as error:  # Ray raises ConnectionError, RuntimeError, ValueError, TimeoutError, ...
@@ -193,21 +194,6 @@ def _chunks(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
             chunk, held = [], 0
     if chunk:
         yield chunk
-
-
-def _check_answers(address: str) -> None:
-    """Refuse an address at which nobody listens, for which Ray itself waits many minutes.
-
-    Raises:
-        UserError: nobody does.
-    """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():
-        return  # a word that Ray knows
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except (OSError, OverflowError) as error:
-        raise UserError(f"--ray {address}: no cluster answers ({one_line(error)})") from None
 
 
 def _absolute(origin: Origin) -> Origin:

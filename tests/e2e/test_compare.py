@@ -173,6 +173,14 @@ def test_without_ray_it_says_what_to_install(
     assert "--local" in answer.error
 
 
+def test_a_cluster_that_is_not_there(vlsm: Callable, phantoms: Path, base_folder: Path, tmp_path: Path) -> None:
+    study = _study(tmp_path, phantoms, base_folder)
+    answer = vlsm("compare", study, "--out", tmp_path / "out", "--address", "127.0.0.1:9")
+    assert answer.code == 2
+    assert "no cluster answers at '127.0.0.1:9'" in answer.error
+    assert "--local" in answer.error
+
+
 # -- on Ray, as processes of their own -----------------------------------------------------------------------------------
 
 

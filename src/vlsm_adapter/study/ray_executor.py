@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlsm_adapter.errors import UserError, one_line
+from vlsm_adapter.ray_address import why_silent
 from vlsm_adapter.study.processes import Outcome, mark_killed, run_to_end
 
 INSTALL = "pip install 'vlsm-adapter[study]'"
@@ -58,6 +59,8 @@ class RayExecutor:
             import ray
         except ImportError as error:
             raise UserError(f"Ray is not installed: {INSTALL}, or run one after another with --local") from error
+        if address is not None and (why := why_silent(address)):
+            raise UserError(f"Ray: no cluster answers at '{address}' ({why}); or run on this machine with --local")
         self._ray: Any = ray
         self.capacity = capacity
         options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
