@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate_cases", "evaluate_model", "evaluate_run"]
 
+_FRESH = ".new-"  # begins the name of a folder of files that are not yet in their places
+
 
 def evaluate_run(
     run_dir: str | Path,
@@ -337,7 +339,7 @@ def _replacing(folder: EvaluationFolder) -> Iterator[EvaluationFolder]:
 
     So a full disk or a stop leaves the earlier one, and files of two are never read as one.
     """
-    fresh = EvaluationFolder(Path(tempfile.mkdtemp(prefix=".new-", dir=folder.path)))
+    fresh = EvaluationFolder(Path(tempfile.mkdtemp(prefix=_FRESH, dir=folder.path)))
     try:
         fresh.images.mkdir()
         yield fresh
@@ -357,7 +359,9 @@ def _replacing(folder: EvaluationFolder) -> Iterator[EvaluationFolder]:
 
 
 def _is_empty(folder: EvaluationFolder) -> bool:
-    """Nothing in it but an empty images/ and the hidden files that a killed evaluation leaves."""
+    """Nothing in it but an empty images/, or what an evaluation leaves that was killed while its files took their places."""
+    if any(folder.path.glob(f"{_FRESH}*")):
+        return True
     held = [file for file in folder.path.iterdir() if not file.name.startswith(".") and file != folder.images]
     return not held and not (folder.images.is_dir() and any(folder.images.iterdir()))
 

@@ -264,6 +264,17 @@ def test_a_later_evaluation_leaves_nothing_of_an_earlier_one(
     assert folder.summary_file.read_bytes() == before
 
 
+def test_an_evaluation_killed_while_its_files_took_their_places_is_made_anew(
+    make_run: Callable[..., Path], data: Path
+) -> None:
+    run = make_run(data)
+    folder = EvaluationFolder(evaluate_run(run, zero_shot=False))
+    (folder.path / ".new-abc").mkdir()
+    folder.summary_file.unlink()
+    evaluate_run(run, zero_shot=False, out=folder.path)
+    assert folder.summary()["adapter"]
+
+
 def test_a_full_disk_leaves_the_earlier_evaluation(
     make_run: Callable[..., Path], data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

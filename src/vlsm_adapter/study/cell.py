@@ -134,14 +134,15 @@ def _train(folder: CellFolder, resources: dict[str, Any]) -> None:
     finally:
         rows = _rows(folder.run.metrics_file)
         best = best_validation(folder.path)
+        loop = sum(float(row["seconds"]) for row in rows)
         resources["train"] = {
-            # Beside the loop: reading data and model, validation, saving; attempts that were killed are not in it.
-            "seconds": round(before.get("seconds", 0.0) + time.perf_counter() - began, 3),
-            "loop_seconds": round(sum(float(row["seconds"]) for row in rows), 3),
+            # Beside the loop: reading data and model, validation, saving. Of attempts that were killed, the loop alone is known.
+            "seconds": round(max(loop, before.get("seconds", 0.0) + time.perf_counter() - began), 3),
+            "loop_seconds": round(loop, 3),
             "epochs": len(rows),
             "cases": len(folder.run.data().get("splits", {}).get("train", ())),
             "peak_memory_mb": max(before.get("peak_memory_mb") or 0.0, _peak_mb()),
-            "peak_gpu_memory_mb": _gpu_peak_mb(),
+            "peak_gpu_memory_mb": max(filter(None, (before.get("peak_gpu_memory_mb"), _gpu_peak_mb())), default=None),
             "best_val_dice": None if best is None else best[0],
             "best_epoch": None if best is None else best[1],
             "finished": finished,
@@ -234,8 +235,9 @@ def _alone(folder: CellFolder) -> Iterator[None]:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(_POLL_SECONDS)
-        for leftover in folder.path.glob("evaluation/*/.new-*"):  # of an evaluation that was killed
-            shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in list(folder.path.glob("evaluation/*/.new-*")):  # of an evaluation that was killed
+            place = leftover.parent
+            shutil.rmtree(leftover if (place / "summary.json").is_file() else place, ignore_errors=True)
         yield
 
 

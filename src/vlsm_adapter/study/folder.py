@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # Ray's workers read this module too, and stay small
 
 CELL_FORMAT = ("vlsm-cell", 1)
 STATUS_FORMAT = ("vlsm-study-status", 1)
+_DEFAULT_THRESHOLD = 0.5  # of a base alone; predict.py has it too, and is slow to import
 STATES = ("running", "finished", "failed", "killed", "stopped")
 
 
@@ -183,9 +184,15 @@ class CellFolder:
             return False
         return (
             summary.get("nsd_tolerance") == evaluation.nsd_tolerance
-            and (evaluation.threshold is None or summary.get("threshold") == evaluation.threshold)
+            and summary.get("threshold")
+            == (self._threshold() if evaluation.threshold is None else evaluation.threshold)
             and (not evaluation.probes or folder.sensitivity_file.is_file())
         )
+
+    def _threshold(self) -> float:
+        """The adapter's own, read without its weights."""
+        info = _read_json(self.run.adapter / "adapter_config.json").get("info")
+        return info.get("threshold", _DEFAULT_THRESHOLD) if isinstance(info, dict) else _DEFAULT_THRESHOLD
 
     def finished(self, config: RunConfig, evaluation: Evaluation | None, *, trains: bool) -> bool:
         """Whether nothing is left to do."""

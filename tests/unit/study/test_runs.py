@@ -71,6 +71,22 @@ def test_what_a_killed_evaluation_left_is_cleared_away(tmp_path: Path) -> None:
     (left / ".example.png.tmp").write_text("half")
     with _alone(folder):
         assert [file.name for file in (tmp_path / "evaluation" / "test-p1").iterdir()] == ["summary.json"]
+    # Killed while its files took their places: the summary is the last.
+    left.mkdir(parents=True)
+    (tmp_path / "evaluation" / "test-p1" / "summary.json").rename(left.parent / "summary.json")
+    (tmp_path / "evaluation" / "test-p1" / "cases.csv").write_text("")
+    with _alone(folder):
+        assert not (tmp_path / "evaluation" / "test-p1").exists()
+
+
+def test_without_a_threshold_the_adapters_own_is_wanted(tmp_path: Path) -> None:
+    folder = CellFolder(tmp_path)
+    evaluated(folder, "test", "p1")  # at 0.5
+    assert not folder.pending(CONFIG, Evaluation())
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"info": {"threshold": 0.0}}')
+    assert folder.pending(CONFIG, Evaluation()) == [("test", "p1")]
+    assert not folder.pending(CONFIG, Evaluation(threshold=0.5))
 
 
 def test_damaged_files_of_a_run_are_as_none(tmp_path: Path) -> None:
