@@ -12,7 +12,10 @@ from vlsm_adapter.cli_data import Quiet
 
 def compare(
     study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="Axes of the study (docs/compare.md).")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the study.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="Folder of the study; by default here, named as STUDY."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check all of it, print the grid and the time; write nothing.")
     ] = False,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlsm_adapter.config import DataConfig
 from vlsm_adapter.errors import UserError, one_line
+from vlsm_adapter.logs import check_logs
 from vlsm_adapter.study.config import Evaluation
 from vlsm_adapter.study.grid import Cell
 
@@ -30,6 +30,7 @@ class Facts:
         problems: one line each; a study with any does not start.
         absent: data sets and models that are not on this machine, one line each.
         cases: cell path to cases by split, the training cases after the label fraction.
+        training: data set to its training cases, all of them.
         reports: model and method (labels of the study) to what was attached; None where nothing trains.
         sides: model label to the side of its input in pixels.
         parameters: model label to its parameters.
@@ -38,6 +39,7 @@ class Facts:
     problems: list[str] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
     cases: dict[str, Counter[str]] = field(default_factory=dict)
+    training: dict[str, int] = field(default_factory=dict)
     reports: dict[tuple[str, str], AttachReport | None] = field(default_factory=dict)
     sides: dict[str, int] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
@@ -55,6 +57,11 @@ def check_cells(
         probe: called for each method on each model while it is attached.
     """
     facts = Facts()
+    try:
+        for cell in cells[:1]:  # they log alike
+            check_logs(cell.config)
+    except UserError as error:
+        facts.problems.append(f"log: {one_line(error)}")
     _check_data(cells, evaluation, facts)
     _check_models(cells, facts, download=absent_is_wrong, probe=probe)
     if absent_is_wrong:
@@ -67,21 +74,25 @@ def check_cells(
 
 
 def _check_data(cells: Sequence[Cell], evaluation: Evaluation, facts: Facts) -> None:
-    from vlsm_adapter.data.cases import Cases, load_cases
+    from vlsm_adapter.data.cases import Cases
     from vlsm_adapter.data.subsets import subset_size
+    from vlsm_adapter.resume_from import cases_for
 
     read: dict[str, Cases | None] = {}
     asked: set[tuple[Any, ...]] = set()
     for cell in cells:
         data = dataclasses.replace(cell.config.data, subset=None)
-        key = repr((data.path, data.prompt, data.division(), data.skip_bad))
+        key = repr((data.path, data.val_path, data.prompt, data.division(), data.skip_bad))
         if key not in read:
             read[key] = None
-            if not Path(data.path).expanduser().exists():
-                facts.absent.append(f"data.{cell.data}.path: {data.path} is not there; give the data folder")
+            places = {"path": data.path} if data.val_path is None else {"path": data.path, "val_path": data.val_path}
+            if gone := [name for name, path in places.items() if not Path(path).expanduser().exists()]:
+                facts.absent += [
+                    f"data.{cell.data}.{name}: {places[name]} is not there; give the data folder" for name in gone
+                ]
                 continue
             try:
-                read[key] = load_cases(data.path, prompt=data.prompt, division=data.division(), skip_bad=data.skip_bad)
+                read[key] = cases_for(dataclasses.replace(cell.config, data=data))
             except UserError as error:
                 facts.problems += [f"data.{cell.data}: {line}" for line in str(error).splitlines()]
                 continue
@@ -89,6 +100,7 @@ def _check_data(cells: Sequence[Cell], evaluation: Evaluation, facts: Facts) -> 
         if cases is None:
             continue
         counts = Counter(str(record.split) for record in cases.all)
+        facts.training[cell.data] = counts["train"]
         if cell.config.data.subset is not None:
             try:
                 counts["train"] = subset_size(cell.config.data.subset, counts["train"])
@@ -118,40 +130,6 @@ def _without_level(cell: Cell, cases: Any, evaluation: Evaluation) -> list[str]:
         except UserError as error:
             problems.append(f"protocols.{cell.protocol} on data.{cell.data}: {one_line(error)}")
     return problems
-
-
-class CaseComparison:
-    """Whether a data set that lies elsewhere now still holds the cases that a run recorded; each is read once."""
-
-    def __init__(self) -> None:
-        self._read: dict[str, set[tuple[str, str]] | str] = {}
-
-    def differs(self, run_data: Mapping[str, Any], data: DataConfig) -> str | None:
-        """What differs, or None.
-
-        Args:
-            run_data: ``data.json`` of the run; without splits there is nothing to compare.
-            data: of the configuration now.
-        """
-        from vlsm_adapter.data.cases import load_cases
-
-        then = run_data.get("splits")
-        if not isinstance(then, dict):
-            return None
-        key = repr((data.path, data.prompt, data.division()))
-        if key not in self._read:
-            try:
-                cases = load_cases(data.path, prompt=data.prompt, division=data.division(), skip_bad=True)
-                self._read[key] = {(str(record.split), record.case_id) for record in cases.all}
-            except UserError as error:
-                self._read[key] = one_line(error)
-        now = self._read[key]
-        if isinstance(now, str):
-            return now
-        left_out = {case.get("case_id") for case in run_data.get("skipped", ()) if isinstance(case, dict)}
-        before = {(split, case) for split, ids in then.items() for case in ids}
-        odd = sorted(one for one in now ^ before if one[1] not in left_out)
-        return f"{len(odd)} cases differ, the first is {odd[0][1]} ({odd[0][0]})" if odd else None
 
 
 # -- models --------------------------------------------------------------------------------------------------------------
@@ -201,6 +179,11 @@ def _check_model(label: str, methods: dict[str, Cell], facts: Facts, probe: Prob
             facts.problems.append(f"method '{name}' on model '{label}': {one_line(error)}")
             continue
         facts.reports[label, name] = report
+        if cell.config.train.checkpointing and not model.can_checkpoint:
+            facts.problems.append(
+                f"method '{name}' on model '{label}': train.checkpointing is for CLIPSeg, this is {model.family}: leave it out, "
+                "or give it to the methods on CLIPSeg alone"
+            )
         try:
             if probe is not None:
                 probe(model, cell)

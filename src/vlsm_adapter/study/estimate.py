@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -40,13 +40,14 @@ class Estimator:
 
     Attributes:
         facts: cases and parameters of the study.
-        evaluations: evaluations of each run; ``probes`` whether they ask probes.
+        splits: that each run is evaluated on; ``levels`` at how many prompt levels, ``probes`` whether with probes.
         done: cells that have finished, with their ``resources.json``.
         steps: model and method to timed steps.
     """
 
     facts: Facts
-    evaluations: int = 1
+    splits: tuple[str, ...] = ("test",)
+    levels: int = 1
     probes: bool = False
     done: list[tuple[Cell, Mapping[str, Any]]] = field(default_factory=list)
     steps: dict[tuple[str, str], Step] = field(default_factory=dict)
@@ -67,7 +68,7 @@ class Estimator:
         counts = self.facts.cases.get(cell.path)
         if counts is None:
             return None
-        tested = self.evaluations * counts["test"]
+        tested = self.levels * sum(counts.total() if split == "all" else counts[split] for split in self.splits)
         if same:
             rates = [_rates(found) for _, found in same]
             work = cell.config.train.epochs * counts["train"] if cell.trains else 0
@@ -151,6 +152,11 @@ def time_step(model: PromptSegmenter, config: RunConfig, threads: int) -> Step:
         torch.set_num_threads(before)
 
 
+def side_by_side(seconds: Sequence[float], at_once: int) -> float:
+    """Seconds that runs of these lengths take, ``at_once`` of them beside each other."""
+    return max(max(seconds, default=0.0), sum(seconds) / max(1, at_once))
+
+
 def free_memory_gb() -> float:
     """Memory that new processes may take, in GiB: of the machine, or of the container this runs in where that is less."""
     import torch
@@ -158,6 +164,13 @@ def free_memory_gb() -> float:
     from vlsm_adapter.feature_store import free_memory
 
     return free_memory(torch.device("cpu")) / (1 << 30)
+
+
+def gpus() -> int:
+    """GPUs that this process may use."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def cores() -> int:

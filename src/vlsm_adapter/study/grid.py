@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vlsm_adapter.config import RunConfig
+from vlsm_adapter.data.entries import real_folder
 from vlsm_adapter.errors import ConfigError
 from vlsm_adapter.study.config import Method, Study
 
@@ -172,8 +173,9 @@ def _comparable(config: RunConfig) -> dict[str, Any]:
         for name in names:
             values[section].pop(name, None)
     values["model"]["name"] = Path(values["model"]["name"]).name
-    if values["data"]["split_file"] is not None:
-        values["data"]["split_file"] = Path(values["data"]["split_file"]).name
+    for key in ("split_file", "val_path"):  # where they lie does not count; what they hold is compared by the cases
+        if values["data"][key] is not None:
+            values["data"][key] = Path(values["data"][key]).name
     flat = {f"{section}.{name}": value for section, entry in values.items() for name, value in entry.items()}
     settings = flat.pop("adapter.settings")
     # The method's defaults written out or not are the same run.
@@ -181,6 +183,16 @@ def _comparable(config: RunConfig) -> dict[str, Any]:
 
     full = adapter_config(config.adapter.method, **settings).to_dict()
     return {**flat, **{f"settings.{key}": _jsonable(value) for key, value in full.items() if key != "method"}}
+
+
+def _written_out(config: RunConfig) -> dict[str, Any]:
+    """A configuration that is equal for runs that are: the method's defaults filled in, one spelling of each folder."""
+    from vlsm_adapter.adapters import adapter_config
+
+    values = config.to_dict()
+    values["data"]["path"] = str(real_folder(values["data"]["path"]))
+    values["adapter"]["settings"] = adapter_config(config.adapter.method, **dict(config.adapter.settings)).to_dict()
+    return values
 
 
 def _jsonable(value: Any) -> Any:
@@ -226,7 +238,9 @@ def _contradictions(study: Study, cells: Sequence[Cell], *, had_problems: bool) 
     places: dict[str, Cell] = {}
     for cell in cells:
         # Protocols that differ in training alone are one to a method that does not train.
-        same = json.dumps([cell.config.to_dict(), None if cell.trains else cell.protocol], sort_keys=True, default=str)
+        same = json.dumps(
+            [_written_out(cell.config), None if cell.trains else cell.protocol], sort_keys=True, default=str
+        )
         twin = places.setdefault(same, cell)
         if twin is not cell:
             axis = next(

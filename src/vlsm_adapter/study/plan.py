@@ -6,17 +6,18 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from vlsm_adapter import files
 from vlsm_adapter.data.entries import real_folder
+from vlsm_adapter.data.subsets import subset_size
 from vlsm_adapter.errors import ConfigError, UserError
-from vlsm_adapter.study.checks import CaseComparison, Facts, Probe, check_cells
+from vlsm_adapter.study.checks import Facts, Probe, check_cells
 from vlsm_adapter.study.config import Study
+from vlsm_adapter.study.drift import CaseComparison, drift
 from vlsm_adapter.study.estimate import Estimator
 from vlsm_adapter.study.folder import STATUS_FORMAT, CellFolder, StudyFolder
-from vlsm_adapter.study.grid import Cell, Group, differences, expand, select
+from vlsm_adapter.study.grid import Cell, Group, expand, select
 from vlsm_adapter.study.search import GroupSearch, groups_of, need_optuna
 
 
@@ -30,6 +31,7 @@ class Plan:
         searches: of the selected runs.
         undecided: groups whose search is not over, or found nothing: their cells are not final.
         facts, estimator: see :mod:`checks` and :mod:`estimate`.
+        comparison: of the cases of runs on disk with those of the data now.
     """
 
     study: Study
@@ -42,6 +44,7 @@ class Plan:
     undecided: set[Group] = field(default_factory=set)
     facts: Facts = field(default_factory=Facts)
     estimator: Estimator = field(default_factory=lambda: Estimator(Facts()))
+    comparison: CaseComparison = field(default_factory=CaseComparison)
 
     def cell_folder(self, cell: Cell) -> CellFolder:
         """Where the run of ``cell`` lies."""
@@ -95,7 +98,7 @@ def make_plan(study: Study, folder: StudyFolder, only: str | None = None) -> Pla
     groups = groups_of(study, select(expand(study), only))
     if groups:
         need_optuna()
-    plan.searches = [GroupSearch(study, group, folder.search.joinpath(*group)) for group in groups]
+    plan.searches = [GroupSearch(study, group, folder.search.joinpath(*group), plan.comparison) for group in groups]
     settle(plan)
     return plan
 
@@ -114,37 +117,15 @@ def settle(plan: Plan) -> None:
     plan.undecided = {search.group for search in plan.searches} - chosen.keys()
     plan.cells = expand(plan.study, chosen)
     plan.selected = select(plan.cells, plan.only)
-    comparison = CaseComparison()
     # Without the search's choice a cell outside --only is not what it will be either.
     decided = [cell for cell in plan.cells if not plan.study.methods[cell.method].space or cell.group in chosen]
-    drifts = [_drift(plan.cell_folder(cell), cell, comparison) for cell in decided]
-    if problems := [drift for drift in drifts if drift is not None]:
+    drifts = [drift(plan.cell_folder(cell), cell.config, plan.comparison, trains=cell.trains) for cell in decided]
+    if problems := [found for found in drifts if found is not None]:
         raise ConfigError("\n".join(problems))
     plan.todo = [cell for cell in plan.selected if cell.group in plan.undecided or not plan.finished(cell)]
     plan.estimator.done = [
         (cell, found) for cell in decided if plan.finished(cell) and (found := plan.cell_folder(cell).resources())
     ]
-
-
-def _drift(folder: CellFolder, cell: Cell, comparison: CaseComparison) -> str | None:
-    """Why the run on disk is not the one that the study asks for now; None where it is, or there is none."""
-    if not folder.run.config_file.is_file():
-        return None
-    try:
-        then = folder.run.config()
-    except UserError as error:
-        return f"{folder.path}: its configuration cannot be read ({error}); remove the folder to run it again"
-    if changed := differences(then, cell.config):
-        return (
-            f"{folder.path}: {'; '.join(changed[:3])}{' ...' if len(changed) > 3 else ''}: "
-            "change it back, give the changed part a new name in the study, or remove the folder to run it again"
-        )
-    now = cell.config.data
-    here = Path(now.path).expanduser()
-    moved = cell.trains and str(real_folder(now.path)) != then.data.path and here.exists()
-    if moved and (odd := comparison.differs(folder.run.data(), now)):
-        return f"{folder.path}: trained on data at {then.data.path}, and {now.path} holds other cases ({odd})"
-    return None
 
 
 def check(plan: Plan, *, absent_is_wrong: bool, probe: Probe | None = None) -> None:
@@ -155,11 +136,20 @@ def check(plan: Plan, *, absent_is_wrong: bool, probe: Probe | None = None) -> N
     """
     cells = plan.selected if probe is not None else plan.todo
     plan.facts = check_cells(cells, plan.study.evaluate, absent_is_wrong=absent_is_wrong, probe=probe)
+    for search in plan.searches:
+        data = search.group[0]
+        try:
+            if data in plan.facts.training:
+                subset_size(search.fraction, plan.facts.training[data])
+        except UserError as error:
+            plan.facts.problems.append(f"search.fraction, data.{data}: {error}")
+    plan.facts.problems = list(dict.fromkeys(plan.facts.problems))
     if plan.facts.problems:
         raise ConfigError("\n".join(plan.facts.problems))
     evaluation = plan.study.evaluate
     plan.estimator.facts = plan.facts
-    plan.estimator.evaluations = len(evaluation.splits) * (1 + len(evaluation.levels))
+    plan.estimator.splits = evaluation.splits
+    plan.estimator.levels = 1 + len(evaluation.levels)
     plan.estimator.probes = evaluation.probes
 
 
@@ -168,7 +158,7 @@ def absolute(study: Study) -> Study:
 
     def resolved(entry: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            key: str(real_folder(value)) if key in ("path", "split_file") and value else value
+            key: str(real_folder(value)) if key in ("path", "split_file", "val_path") and value else value
             for key, value in entry.items()
         }
 

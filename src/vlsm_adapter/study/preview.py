@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from vlsm_adapter.study.checks import Probe
-from vlsm_adapter.study.estimate import cores, free_memory_gb, spell, time_step
+from vlsm_adapter.study.estimate import cores, free_memory_gb, gpus, side_by_side, spell, time_step
 from vlsm_adapter.study.grid import Cell
 from vlsm_adapter.study.plan import Plan, check
 
@@ -37,7 +37,11 @@ def preview(plan: Plan, *, jobs: int | None, local: bool) -> Iterator[str]:
     for search in plan.searches:
         left = bool(search.round())
         over = sum(trial.over for trial in search.trials) if left else search.count
-        yield f"  search {search.label}: {search.count} trials, {over} finished"
+        failed = sum(trial.state == "failed" for trial in search.trials)
+        yield (
+            f"  search {search.label}: {search.count} trials, {over - failed} finished"
+            + (f", {failed} failed" if failed else "")
+        )
     for line in plan.facts.absent:
         yield f"  not on this machine: {line}"
     at_once, why = room(plan, jobs=jobs, local=local)
@@ -54,9 +58,13 @@ def room(plan: Plan, *, jobs: int | None, local: bool) -> tuple[int, str]:
         return 1, f"one after another (--jobs N for more); memory of a run {gb:.1f} GB ({source})"
     free = free_memory_gb()
     count = max(1, min(cores() // plan.cpus, int(0.85 * free / gb)))
-    return count, (
-        f"{count} at once: {cores()} cores at {plan.cpus} a run, {free:.1f} GB of memory free at {gb:.1f} GB a run ({source})"
-    )
+    why = f"{cores()} cores at {plan.cpus} a run, {free:.1f} GB of memory free at {gb:.1f} GB a run ({source})"
+    there, each = gpus(), plan.study.resources.gpus
+    each = float(plan.devices) if each is None else each
+    if there and each:  # Ray starts no more than have one
+        count = max(1, min(count, int(there / each)))
+        why += f", {there} GPU at {each:g} a run"
+    return count, f"{count} at once: {why}"
 
 
 def _timer(plan: Plan) -> Probe:
@@ -98,7 +106,7 @@ def _grid(plan: Plan) -> Iterator[str]:
 def _time(plan: Plan, at_once: int) -> Iterator[str]:
     estimates = [(cell, plan.estimator.seconds(cell)) for cell in plan.todo]
     known = [found for _, found in estimates if found is not None]
-    total = sum(found[0] for found in known)
+    lengths = [found[0] for found in known]
     for search in plan.searches:
         if not search.round():
             continue
@@ -108,9 +116,9 @@ def _time(plan: Plan, at_once: int) -> Iterator[str]:
             for cell, found in estimates
             if cell.group == search.group and cell.fraction == search.fraction and found is not None
         ]
-        total += left * max(like, default=0.0)
+        lengths += [max(like, default=0.0)] * left
     told = ", ".join(f"{count} {_SOURCES[name]}" for name, count in Counter(found[1] for found in known).items())
-    if known or total:
-        yield f"time: about {spell(total / at_once)} for {len(known)} runs{f' ({told})' if told else ''}"
+    if lengths:
+        yield f"time: about {spell(side_by_side(lengths, at_once))} for {len(known)} runs{f' ({told})' if told else ''}"
     if unknown := len(estimates) - len(known):
         yield f"  {unknown} runs have no estimate: their data or model is not on this machine"

@@ -37,7 +37,21 @@ class Range:
 
     def extremes(self) -> tuple[Any, ...]:
         """Values which, being allowed, make all others allowed."""
-        return self.choices or (self.low, self.high)
+        if self.choices:
+            return self.choices
+        between = () if self.whole else (self.low + (self.step or 0.618 * (self.high - self.low)),)  # 4 to 8.0 has 6.5
+        return (self.low, self.high, *between)
+
+    def holds(self, value: Any) -> bool:
+        """Whether ``value`` may be chosen."""
+        if self.choices:
+            return any(repr(value) == repr(choice) for choice in self.choices)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
+            return False
+        if self.whole and value != int(value):
+            return False
+        steps = 0.0 if self.step is None else (value - self.low) / self.step
+        return abs(steps - round(steps)) < 1e-6
 
     def to_plain(self) -> Any:
         """As in the study file."""

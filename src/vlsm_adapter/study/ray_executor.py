@@ -103,7 +103,8 @@ class RayExecutor:
             )
 
     def submit(self, run: Path) -> None:
-        self._running[self._task.remote(str(run), *self._arguments)] = run
+        # Absolute: the working directory of a node's workers is another.
+        self._running[self._task.remote(str(run.absolute()), *self._arguments)] = run
 
     def wait(self, seconds: float) -> list[tuple[Path, Outcome]]:
         if not self._running:

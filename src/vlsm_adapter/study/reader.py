@@ -236,6 +236,8 @@ class _Reader:
             return None
         values = self._mapping("search", given)
         space = parse_space(self._mapping("search.space", values.pop("space", None)), "search.space.", self.problems)
+        if isinstance(values.get("fraction"), int | float) and not isinstance(values["fraction"], bool):
+            values["fraction"] = str(values["fraction"])  # cases, as in 'fractions'
         section: Search = build_section(Search, values, "search.", self.problems)
         self._section(TrainConfig, dict(section.train), "search.train.", ("seed",))
         fraction = self._fraction(section.fraction, "search.fraction") if section.fraction is not None else None
@@ -369,8 +371,10 @@ class _UniqueKeys(yaml.SafeLoader):
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:bool":
                 key_node.tag = "tag:yaml.org,2002:str"  # YAML 1.1 takes the key 'on' for a truth value
+            if key_node.tag == "tag:yaml.org,2002:merge":  # '<<: *name' has no value of its own
+                continue
             key = self.construct_object(key_node, deep=True)
-            if key_node.tag != "tag:yaml.org,2002:merge" and isinstance(key, Hashable):
+            if isinstance(key, Hashable):
                 if key in seen:
                     raise yaml.constructor.ConstructorError(None, None, f"'{key}' stands twice", key_node.start_mark)
                 seen.add(key)

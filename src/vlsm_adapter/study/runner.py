@@ -6,6 +6,7 @@ another.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from vlsm_adapter.errors import UserError
 from vlsm_adapter.evaluation_folder import EvaluationFolder
 from vlsm_adapter.interrupt import Interrupted, StopSignal
 from vlsm_adapter.study.drive import Task, drive
-from vlsm_adapter.study.estimate import free_memory_gb, spell
+from vlsm_adapter.study.estimate import free_memory_gb, side_by_side, spell
 from vlsm_adapter.study.folder import CellFolder, StudyFolder, best_validation
 from vlsm_adapter.study.grid import Cell
 from vlsm_adapter.study.plan import Plan, absolute, check, make_plan, settle, write_status
@@ -33,7 +34,7 @@ from vlsm_adapter.train import absolute_paths
 
 def compare(
     file: str | Path,
-    out: str | Path,
+    out: str | Path | None = None,
     *,
     dry_run: bool = False,
     jobs: int | None = None,
@@ -47,7 +48,7 @@ def compare(
 
     Args:
         file: study.yaml.
-        out: the study's folder.
+        out: the study's folder; by default one of the name of ``file``, without its ending, where the command runs.
         dry_run: print what would run and how long it would take; nothing is written or downloaded.
         jobs: runs at once; by default as many as cores and memory allow (with ``local``, one).
         address: of a Ray cluster whose nodes see the same files.
@@ -65,6 +66,7 @@ def compare(
     console = console or Console(quiet=True)
     if local and address is not None:
         raise UserError("--local and --address: give one of them")
+    out = Path(file).stem if out is None else out
     plan = make_plan(load_study(file), StudyFolder(Path(out)), only)
     if dry_run:
         for line in preview(plan, jobs=jobs, local=local):
@@ -186,9 +188,10 @@ def _result(folder: CellFolder) -> str:
     if best := best_validation(folder.path):
         said.append(f"validation Dice {best[0]:.4f}")
     for place in sorted((folder.path / "evaluation").glob("*/summary.json")):
-        summary = EvaluationFolder(place.parent).summary()
-        scores = summary.get("adapter") or summary["zero_shot"]
-        said.append(f"{place.parent.name} Dice {scores['metrics']['dice']['mean']:.4f}")
+        with contextlib.suppress(UserError, KeyError, TypeError):  # one that somebody else put there
+            summary = EvaluationFolder(place.parent).summary()
+            scores = summary.get("adapter") or summary["zero_shot"]
+            said.append(f"{place.parent.name} Dice {scores['metrics']['dice']['mean']:.4f}")
     return f"{', '.join(said[:3])}; {spell(folder.status().seconds)}"
 
 
@@ -198,4 +201,4 @@ def _time_left(plan: Plan, cells: Iterable[Cell], at_once: int | None) -> str:
     if at_once is None or not known or len(known) < 0.5 * len(found):
         return ""
     # Runs of methods of which none has finished yet are taken to be like the others.
-    return f"; about {spell(sum(known) * len(found) / len(known) / at_once)} left"
+    return f"; about {spell(side_by_side(known, at_once) * len(found) / len(known))} left"

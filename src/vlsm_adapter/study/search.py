@@ -21,6 +21,7 @@ from vlsm_adapter import files
 from vlsm_adapter.config import RunConfig
 from vlsm_adapter.errors import ConfigError, UserError, one_line
 from vlsm_adapter.study.config import Study
+from vlsm_adapter.study.drift import CaseComparison, drift
 from vlsm_adapter.study.folder import CellFolder, best_validation
 from vlsm_adapter.study.grid import Cell, Group, config_of
 from vlsm_adapter.study.ranges import Range
@@ -61,10 +62,12 @@ class GroupSearch:
         study: with a ``search`` section.
         group: for what.
         folder: of the trials.
+        comparison: of the cases that trials were trained on with those of the data now.
     """
 
-    def __init__(self, study: Study, group: Group, folder: Path) -> None:
+    def __init__(self, study: Study, group: Group, folder: Path, comparison: CaseComparison | None = None) -> None:
         assert study.search is not None
+        self._comparison = comparison or CaseComparison()
         self.study, self.group, self.folder = study, group, folder
         self.settings = study.search
         self.space = study.methods[group[3]].space
@@ -130,10 +133,19 @@ class GroupSearch:
                     f"search: {folder.path} was begun with {', '.join(params)}, the study now searches "
                     f"{', '.join(proposal)}; remove {self.folder} to search anew"
                 )
+            for key, value in params.items():
+                grid = self.settings.sampler == "grid"
+                if not self.space[key].holds(value) or (grid and repr(value) != repr(proposal[key])):
+                    raise ConfigError(
+                        f"search: {folder.path} was begun with {key}={value!r}, which {self.space[key].to_plain()} does not give "
+                        f"it now; bring back what the study searched, or remove {self.folder} to search anew"
+                    )
         try:
-            self.config_of(params)
+            config = self.config_of(params)
         except ConfigError as error:
             return Trial(number, params, "failed", error=one_line(error))
+        if changed := drift(folder, config, self._comparison):
+            raise ConfigError(f"search: {changed}")
         status = folder.status()
         if folder.trained():
             value, epoch = best_validation(folder.path) or (None, None)

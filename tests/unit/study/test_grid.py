@@ -90,6 +90,11 @@ def test_what_a_search_chose_goes_into_its_cells_alone(tmp_path: Path) -> None:
     [
         ({"methods": {"dense": {}, "same": {"method": "dense"}}}, "method: 'dense' and 'same' make the same runs"),
         ({"data": {"a": {"path": "x"}, "b": {"path": "x"}}}, "data: 'a' and 'b' make the same runs"),
+        ({"data": {"a": {"path": "x"}, "b": {"path": "./x"}}}, "data: 'a' and 'b' make the same runs"),
+        (
+            {"methods": {"dense": {}, "same": {"method": "dense", "settings": {"parts": "vlc"}}}},
+            "method: 'dense' and 'same' make the same runs",
+        ),
         ({"protocols": {"a": {}, "b": {"level": "p1"}}}, "protocol: 'a' and 'b' make the same runs"),
         ({"models": {"a": {"name": "tiny"}, "b": {"name": "tiny"}}}, "model: 'a' and 'b' make the same runs"),
         (

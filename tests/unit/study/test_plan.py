@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,17 @@ from typing import Any
 import pytest
 import yaml
 
+from vlsm_adapter.data.cases import load_cases
 from vlsm_adapter.data.phantoms import write_phantoms
 from vlsm_adapter.errors import ConfigError, UserError
+from vlsm_adapter.evaluation_folder import EvaluationFolder, write_scores
 from vlsm_adapter.study.checks import check_cells
-from vlsm_adapter.study.estimate import Step, spell
+from vlsm_adapter.study.estimate import Step, side_by_side, spell
 from vlsm_adapter.study.folder import CellFolder, StudyFolder
 from vlsm_adapter.study.plan import Plan, absolute, check, make_plan, write_status
 from vlsm_adapter.study.preview import preview
 from vlsm_adapter.study.reader import load_study
+from vlsm_adapter.types import CaseScore
 
 Planned = Callable[..., Plan]
 
@@ -106,16 +111,74 @@ def test_a_changed_run_is_refused_each_on_a_line(plan_of: Planned) -> None:
 def test_moved_data_must_hold_the_same_cases(plan_of: Planned, phantoms: Path, tmp_path: Path) -> None:
     plan = plan_of()
     folder = run_like(plan, 1, data_path="/elsewhere/data")
-    from vlsm_adapter.data.cases import load_cases
-
     cases = load_cases(phantoms)
     splits = {split: [record.case_id for record in cases.records(split)] for split in ("train", "val", "test")}
     folder.run.data_file.write_text(json.dumps({"splits": splits, "skipped": []}))
     assert len(plan_of().todo) == 2
     splits["train"].append(splits["test"].pop())
     folder.run.data_file.write_text(json.dumps({"splits": splits, "skipped": []}))
-    with pytest.raises(ConfigError, match="holds other cases"):
+    with pytest.raises(ConfigError, match="made from other cases"):
         plan_of()
+
+
+def test_cases_that_changed_places_are_noticed_where_the_data_stayed(
+    plan_of: Planned, phantoms: Path, tmp_path: Path
+) -> None:
+    data = {"polyps": {"path": str(shutil.copytree(phantoms, tmp_path / "data"))}}
+    plan = plan_of(data=data)
+    run_like(plan, 0)
+    run_like(plan, 1)
+    cases = load_cases(tmp_path / "data")
+    splits = {split: [record.case_id for record in cases.records(split)] for split in ("train", "val", "test")}
+    trained = plan.cell_folder(plan.cells[1])
+    trained.run.data_file.write_text(json.dumps({"splits": splits, "skipped": []}))
+    scored = EvaluationFolder(plan.cell_folder(plan.cells[0]).path / "evaluation" / "test-p1")
+    summary = {**json.loads(scored.summary_file.read_text()), "split": "test"}
+    scored.summary_file.write_text(json.dumps(summary))
+    scores = [CaseScore(case, "polyp", {"dice": 0.5}, "px", "none", 1, 1) for case in splits["test"]]
+    write_scores(scored.zero_shot_file, scores)
+    assert len(plan_of(data=data).todo) == 1
+    anns = tmp_path / "data" / "anns"
+    train, test = (json.loads((anns / f"{split}.json").read_text()) for split in ("train", "test"))
+    (anns / "train.json").write_text(json.dumps([*train[1:], test[0]]))
+    (anns / "test.json").write_text(json.dumps([train[0], *test[1:]]))
+    with pytest.raises(ConfigError) as caught:
+        plan_of(data=data)
+    told = str(caught.value).splitlines()
+    assert len(told) == 2
+    assert all("made from other cases" in line for line in told)
+
+
+def test_other_data_to_validate_on_is_checked_and_may_move(plan_of: Planned, phantoms: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    write_phantoms(other, cases_per_modality=10, seed=2, modalities=("endoscopy",), splits=(0.6, 0.2, 0.2))
+    entry = {"path": str(phantoms), "val_path": str(other)}
+    plan = plan_of(data={"polyps": entry}, methods={"dense": {"settings": {"bottleneck_dim": 3}}})
+    check(plan, absent_is_wrong=True)
+    assert Path(absolute(plan.study).data["polyps"]["val_path"]) == other
+    run_like(plan, 0)
+    (tmp_path / "moved").mkdir()
+    entry["val_path"] = str(shutil.copytree(other, tmp_path / "moved" / "other"))
+    assert len(plan_of(data={"polyps": entry}, methods={"dense": {"settings": {"bottleneck_dim": 3}}}).todo) == 1
+    entry["val_path"] = "nowhere"
+    with pytest.raises(ConfigError, match=re.escape("data.polyps.val_path: nowhere is not there")):
+        check(plan_of(data={"polyps": entry}, seeds=[5]), absent_is_wrong=True)
+
+
+def test_what_would_fail_in_every_run_is_told_before(plan_of: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(ConfigError) as caught:
+        check(
+            plan_of(
+                log={"mlflow": True},
+                methods={"dense": {"settings": {"bottleneck_dim": 3}}},
+                search={"trials": 2, "fraction": 4000, "space": {"train.lr": [0.1, 0.2]}},
+            ),
+            absent_is_wrong=True,
+        )
+    told = str(caught.value)
+    assert "log: " in told
+    assert "search.fraction, data.polyps: subset '4000'" in told
 
 
 def test_a_folder_of_something_else_is_left_alone(plan_of: Planned, tmp_path: Path) -> None:
@@ -199,6 +262,23 @@ def test_estimates_come_from_finished_runs_where_there_are_any(plan_of: Planned)
     assert gb == pytest.approx(2.2)
     assert "finished" in source
     assert [spell(value) for value in (5, 600, 7200, 300_000)] == ["5 s", "10 min", "2.0 h", "3.5 days"]
+
+
+def test_what_is_evaluated_counts_and_few_runs_take_as_long_as_the_longest(plan_of: Planned) -> None:
+    def seconds(**evaluate: Any) -> float:
+        plan = plan_of(evaluate=evaluate)
+        check(plan, absent_is_wrong=True)
+        plan.estimator.steps["small", "zero_shot"] = Step(0.0, 100.0)
+        found = plan.estimator.seconds(plan.todo[0])
+        assert found is not None
+        return found[0]
+
+    one = seconds()  # 2 of 10 cases are for the test
+    assert seconds(splits=["all"]) == pytest.approx(5 * one, rel=0.05)
+    assert seconds(splits=["val", "test"], levels=["p2"]) == pytest.approx(4 * one, rel=0.05)
+    assert side_by_side([40.0, 40.0, 10.0], 100) == 40.0
+    assert side_by_side([40.0, 40.0, 10.0], 2) == 45.0
+    assert side_by_side([], 2) == 0.0
 
 
 def test_a_dry_run_tells_the_grid_and_writes_nothing(plan_of: Planned, tmp_path: Path) -> None:

@@ -167,6 +167,7 @@ def test_a_search_may_only_range_over_what_there_is(tmp_path: Path) -> None:
         "low 3 must be below": ({"train.lr": {"low": 3, "high": 1}}, {}),
         "begins above 0": ({"train.lr": {"low": 0, "high": 1, "log": True}}, {}),
         "holds at least two": ({"train.lr": [1]}, {}),
+        "batch_size=6.47": ({"train.batch_size": {"low": 4, "high": 8.0}}, {}),
         "has no setting 'rank'": ({"settings.rank": [1, 2]}, {}),
         "the study has no search": ({}, {}),
         "is set in methods.dense.train as well": (
@@ -185,6 +186,18 @@ def test_a_search_may_only_range_over_what_there_is(tmp_path: Path) -> None:
     study = read(tmp_path, searching({"train.lr": [1e-3, 1e-4]}, dense={"train": {"lr": 0.01}}, full={}))
     assert study.methods["dense"].space == {}  # what a method says itself is not searched
     assert list(study.methods["full"].space) == ["train.lr"]
+
+
+def test_cases_of_a_search_and_merged_keys_are_read(tmp_path: Path) -> None:
+    values = {**SMALL, "methods": {"dense": {}}, "search": {"fraction": 4, "space": {"train.lr": [1, 2]}}}
+    study = read(tmp_path, values)
+    assert study.search is not None
+    assert study.search.fraction == "4"
+    file = tmp_path / "merged.yaml"
+    file.write_text(
+        "data: {polyps: {path: x}}\nmethods:\n  dense: &common {train: {lr: 0.125}}\n  full: {<<: *common}\n"
+    )
+    assert load_study(file).methods["full"].train == {"lr": 0.125}
 
 
 @pytest.mark.parametrize(

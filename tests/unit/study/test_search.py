@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -132,12 +133,12 @@ def test_a_killed_trial_is_taken_up_again_and_a_begun_one_keeps_its_values(tmp_p
     search = search_of(tmp_path)
     proposals = [trial.params for trial in search.round()]
     folder = CellFolder(search.run_of(0))
-    begun = {**search.about(search.trials[0]), "params": {**proposals[0], "train.lr": 0.125}}
+    begun = {**search.about(search.trials[0]), "params": {**proposals[0], "train.lr": 0.0625}}
     folder.prepare(begun, search.config_of(begun["params"]), None)
     folder.write_status(Status().now("killed", error="killed by signal 9"))
     again = search.round()
     assert [trial.number for trial in again] == [0, 1]
-    assert again[0].params["train.lr"] == 0.125
+    assert again[0].params["train.lr"] == 0.0625
     assert again[1].params == proposals[1]
 
 
@@ -158,6 +159,53 @@ def test_a_search_over_other_keys_than_before_is_refused(tmp_path: Path) -> None
     values = {**VALUES, "methods": {"dense": {}}}
     with pytest.raises(ConfigError, match="was begun with"):
         search_of(tmp_path, values).round()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"train": {"epochs": 5}}, "train.epochs=5, was 2"),
+        ({"space": {"train.lr": {"low": 1e-6, "high": 2e-6}}}, "does not give it now"),
+        ({"fraction": "20%"}, "data.subset='20%', was '10%'"),
+    ],
+)
+def test_trials_of_another_search_are_not_taken_for_this_one(change: dict[str, Any], says: str, tmp_path: Path) -> None:
+    search = search_of(tmp_path)
+    search.round()
+    finish(search, 0, 0.5)
+    search_of(tmp_path).round()
+    values = {**VALUES, "search": {**VALUES["search"], **change}}
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        search_of(tmp_path, values).round()
+
+
+def test_a_grid_whose_choices_moved_is_refused(tmp_path: Path) -> None:
+    def grid(*rates: float) -> GroupSearch:
+        values = {**VALUES, "methods": {"dense": {}}}
+        values["search"] = {"sampler": "grid", "trials": 4, "space": {"train.lr": list(rates)}}
+        return search_of(tmp_path, values)
+
+    search = grid(0.1, 0.2)
+    search.round()
+    finish(search, 0, 0.5)
+    finish(search, 1, 0.6)
+    assert grid(0.1, 0.2, 0.3).round()[0].number == 2
+    with pytest.raises(ConfigError, match="does not give it now"):
+        grid(0.1, 0.3).round()
+
+
+@pytest.mark.parametrize(
+    ("choice", "inside", "outside"),
+    [
+        (Range(choices=(1e-3, "v", True)), (0.001, "v", True), (1, "l", 1e-2)),
+        (Range(low=8, high=64, step=8), (8, 16, 64), (12, 72, 0, 8.5, "8", True)),
+        (Range(low=1e-5, high=1e-1, log=True), (1e-5, 0.03), (0.2,)),
+        (Range(low=0.0, high=1.0, step=0.1), (0.0, 0.3, 1.0), (0.25,)),
+    ],
+)
+def test_what_a_range_holds(choice: Range, inside: tuple[Any, ...], outside: tuple[Any, ...]) -> None:
+    assert all(choice.holds(value) for value in inside)
+    assert not any(choice.holds(value) for value in outside)
 
 
 def test_a_search_without_any_result_has_no_best(tmp_path: Path) -> None:
