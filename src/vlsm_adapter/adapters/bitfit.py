@@ -10,7 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from vlsm_adapter.adapters.config import ADAPTERS, AdapterConfig, Placement, check_choice, module_at, sites_named
+from vlsm_adapter.adapters.config import (
+    ADAPTERS,
+    AdapterConfig,
+    Placement,
+    check_choice,
+    module_at,
+    refuse_int8,
+    sites_named,
+)
 from vlsm_adapter.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -80,6 +88,11 @@ class BitFitConfig(TensorTuningConfig):
     def chosen(self, module: nn.Module) -> tuple[str, ...]:
         """The bias, where the module has one."""
         return tuple(name for name, _ in module.named_parameters(recurse=False) if name == "bias")
+
+    def placements(self, model: PromptSegmenter) -> list[Placement]:
+        """As above; also refused where linear maps are in 8 bits, whose biases are no parameters."""
+        refuse_int8(model, self.method)
+        return super().placements(model)
 
 
 @ADAPTERS.register("layernorm")

@@ -127,7 +127,7 @@ class BottleneckConfig(AdapterConfig):
 ADAPTERS: Registry[type[AdapterConfig]] = Registry("adapter")
 
 
-def adapter_config(method: str, **values: Any) -> AdapterConfig:
+def adapter_config(method: str, /, **values: Any) -> AdapterConfig:
     """Build the configuration of ``method`` from plain values.
 
     Raises:
@@ -196,6 +196,21 @@ def module_at(model: nn.Module, site: Site) -> nn.Module:
     module = model.get_submodule(site.module)
     own: nn.Module = getattr(module, "base_layer", module)
     return own
+
+
+def refuse_int8(model: PromptSegmenter, method: str) -> None:
+    """For methods that copy weights of the encoders.
+
+    Raises:
+        AdapterError: linear maps of the model are in 8 bits, and have no weights that could train.
+    """
+    from vlsm_adapter.models.low_precision import Int8Linear
+
+    if any(isinstance(module, Int8Linear) for module in model.modules()):
+        raise AdapterError(
+            f"'{method}' trains copies of weights, and linear maps of '{model.base_id}' are in 8 bits: attach it first, then lower "
+            "the precision"
+        )
 
 
 def linear_sites(model: PromptSegmenter, name: str) -> list[Site]:

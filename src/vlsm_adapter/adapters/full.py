@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from vlsm_adapter.adapters.config import ADAPTERS, AdapterConfig, Placement
+from vlsm_adapter.adapters.config import ADAPTERS, AdapterConfig, Placement, refuse_int8
 
 if TYPE_CHECKING:
     from vlsm_adapter.models.base import PromptSegmenter
@@ -23,5 +23,6 @@ class FullConfig(AdapterConfig):
 
     def placements(self, model: PromptSegmenter) -> list[Placement]:
         """One copy per part of the model that has weights and is read; a text-free model has none for text."""
+        refuse_int8(model, self.method)
         names = ("image", "text", "decoder")
         return [Placement(site, copies=True) for site in model.sites() if site.name in names and site.read]

@@ -91,6 +91,10 @@ def check_text(name: str, value: Any) -> None:
     """Raise ConfigError unless ``value`` is text."""
     if not isinstance(value, str):
         raise ConfigError(f"{name}={value!r}: must be text, e.g. 'a photo of a', or empty for a random start")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ConfigError(f"{name}={value!r}: holds halves of characters (surrogates); give whole ones") from None
 
 
 def check_depth(value: Any, most: int = 1024) -> None:

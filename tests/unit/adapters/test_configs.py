@@ -29,6 +29,11 @@ def test_unknown_method_and_setting_show_the_nearest() -> None:
         adapter_config("dens")
     with pytest.raises(ConfigError, match="no setting 'bottlneck_dim': did you mean 'bottleneck_dim'"):
         adapter_config("dense", bottlneck_dim=3)
+    with pytest.raises(ConfigError, match="adapter 'dense' has no setting 'method'"):
+        adapter_config("dense", method="dense")
+    for method in ("coop", "maple"):
+        with pytest.raises(ConfigError, match="surrogates"):
+            adapter_config(method, words="a \ud800")
     with pytest.raises(ConfigError, match="unknown adapter '5'"):
         adapter_config(5)  # type: ignore[arg-type]
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from vlsm_adapter import Predictor, attach, save_adapter
 from vlsm_adapter.adapters import adapter_config, tuner
-from vlsm_adapter.errors import ModelError
+from vlsm_adapter.errors import AdapterError, ModelError
 from vlsm_adapter.models.clipseg import CLIPSeg
 from vlsm_adapter.models.low_precision import Int8Linear, cast_frozen, lower_precision
 
@@ -49,6 +49,14 @@ def test_a_linear_map_in_8_bits(rows: int, bias: bool) -> None:
     assert (got - expected).norm() / expected.norm() < 0.02
     assert not torch.equal(got, expected)  # it is in 8 bits
     assert Int8Linear(linear)(x.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("method", ["full", "bitfit"])
+def test_what_copies_weights_is_not_attached_to_a_model_in_8_bits(model: CLIPSeg, method: str) -> None:
+    lower_precision(model, "int8")
+    with pytest.raises(AdapterError, match=f"'{method}' trains copies of weights, .* are in 8 bits"):
+        attach(model, adapter_config(method))
+    attach(model, adapter_config("layernorm"))  # norms are not
 
 
 @pytest.mark.parametrize("precision", ["int8", "bf16"])
