@@ -11,6 +11,7 @@ from vlsm_adapter import files
 from vlsm_adapter.errors import ConfigError, UserError, nearest
 from vlsm_adapter.markdown import plural
 from vlsm_adapter.metrics.aggregate import DEFAULT_RESAMPLES
+from vlsm_adapter.study_report.alike import trained_alike
 from vlsm_adapter.study_report.data_forms import report_json, table_rows, to_csv
 from vlsm_adapter.study_report.document import Facts, FigureItem, Item, build
 from vlsm_adapter.study_report.extras import run_rows
@@ -86,7 +87,9 @@ def write_study_report(
     found = find_results(places)
     results, notes = _gather(found, places)
     _check_splits(results, splits)
-    tables, rows, told = arrange(results, splits=splits or MAIN_SPLITS, common=common)
+    averaged, otherwise = trained_alike(results)
+    found.problems += otherwise
+    tables, rows, told = arrange(averaged, splits=splits or MAIN_SPLITS, common=common)
     notes += told
     if reference is not None:
         check_reference(rows, reference)
@@ -103,7 +106,7 @@ def write_study_report(
     except ConfigError as error:  # the tables are worth having without it
         report.notes.append(str(error))
         notes.append(str(error))
-    facts = Facts(notes, found.problems, found.unfinished, len(results), version=_version())
+    facts = Facts(notes, found.problems, found.unfinished, len(averaged), version=_version())
     items = build(numbers, [item for item, _ in pictures], facts)
     _write(folder, numbers, items, pictures, facts, runs)
     if small_folder is not None:
@@ -111,7 +114,7 @@ def write_study_report(
         files.write_bytes(small_folder / "runs.csv", runs)
         files.write_bytes(small_folder / "table.csv", to_csv(table_rows(numbers)))
         files.write_json(small_folder / _SMALL_TABLE, _json(numbers, facts, []))
-    report.notes += _told(report, found, results, numbers)
+    report.notes += _told(report, found, averaged, numbers)
     return report
 
 
