@@ -115,7 +115,8 @@ def build(tables: Sequence[TableNumbers], figures: Sequence[FigureItem], facts: 
     def shown(*names: str) -> list[Item]:
         return [figure for name, figure in by_name.items() if name.startswith(names)]
 
-    items: list[Item] = [Bullets(summary_text(tables))]
+    summary = summary_text(tables)
+    items: list[Item] = [Bullets(summary)] if summary else []
     items += [Paragraph(note, strong=True) for note in facts.notes]
     if facts.unfinished:
         items.append(Paragraph(f"Not finished: {plural(len(facts.unfinished), 'run')}; see the end.", strong=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -30,6 +31,8 @@ def summary_text(tables: Sequence[TableNumbers]) -> list[str]:
 
 
 def _best(found: TableNumbers) -> list[str]:
+    if "dice" not in found.metrics:
+        return []  # not asked for, which is not the same as not there yet
     lines = []
     for data in found.table.data:
         numbers = {
@@ -133,15 +136,18 @@ def _fewer_labels(tables: Sequence[TableNumbers]) -> list[str]:
     for other in tables[1:]:
         if _without(other.table.setting, "fraction") != _without(main.table.setting, "fraction"):
             continue
-        losses = _changes(main, other)
+        losses = _changes(main, other, main.table.data)
         if not losses:
             continue
-        kept = max(losses, key=lambda item: item[0])
-        lost = min(losses, key=lambda item: item[0])
-        mean = float(np.mean([change for change, _ in losses]))
-        text = f"With {percent_or_cases(other.table.setting.fraction)}, DSC changes by {points(mean)} points on average over methods and data sets"
+        kept = max(losses, key=lambda one: one.points)
+        lost = min(losses, key=lambda one: one.points)
+        mean = float(np.mean([one.points for one in losses]))
+        text = (
+            f"With {percent_or_cases(other.table.setting.fraction)}, DSC changes by {points(mean)} points on average over "
+            f"methods and data sets ({_paired(losses)})"
+        )
         if len(losses) > 1:
-            text += f"; {kept[1]} keeps most ({points(kept[0])}), {lost[1]} least ({points(lost[0])})"
+            text += f"; {kept.label} keeps most ({points(kept.points)}), {lost.label} least ({points(lost.points)})"
         best = _best_average(other)
         text += f"; the best average is that of {best[1]}, {100 * best[0]:.2f} %" if best else ""
         lines.append(f"{text}.")
@@ -151,11 +157,16 @@ def _fewer_labels(tables: Sequence[TableNumbers]) -> list[str]:
 def _leaks(tables: Sequence[TableNumbers]) -> list[str]:
     main, lines = tables[0], []
     if main.table.leaks:
-        lines.append(
-            f"There is no leak-free result of this kind: the words of level {main.table.setting.level} may have been drawn "
-            "from the true masks, and all of this flatters."
-        )
-        return lines
+        level, leaking = main.table.setting.level, [data for data in main.table.data if data in main.table.leaks]
+        if len(leaking) == len(main.table.data):
+            return [
+                f"There is no leak-free result of this kind: the words of level {level} may have been drawn from the true "
+                "masks, and all of this flatters."
+            ]
+        return [
+            f"The words of level {level} may have been drawn from the true masks of {_listed(leaking)}: what is said of "
+            f"{'it' if len(leaking) == 1 else 'them'}, and averages with {'it' if len(leaking) == 1 else 'them'}, flatters."
+        ]
     for other in tables[1:]:
         setting, mine = other.table.setting, main.table.setting
         if (
@@ -164,16 +175,18 @@ def _leaks(tables: Sequence[TableNumbers]) -> list[str]:
             or setting.trained_on
         ):
             continue
-        changes = _changes(main, other)
+        leaking = [data for data in other.table.data if data in other.table.leaks]
+        changes = _changes(main, other, leaking)
         if changes:
-            mean = float(np.mean([change for change, _ in changes]))
+            mean = float(np.mean([one.points for one in changes]))
             if round(100 * mean, 2) > 0:
                 means = "not evidence of better segmentation"
             else:
                 means = "the words may have been drawn from the true masks, and yet the scores are no higher"
+            where = "" if len(leaking) == len(other.table.data) else f"on {_listed(leaking)}, where they do, "
             lines.append(
-                f"With words that leak ({other.table.title[0].lower()}{other.table.title[1:]}) the same methods score "
-                f"{points(mean)} points of DSC on average: {means}."
+                f"With words that leak ({other.table.title[0].lower()}{other.table.title[1:]}) {where}the same methods score "
+                f"{points(mean)} points of DSC on average ({_paired(changes)}): {means}."
             )
     return lines
 
@@ -181,22 +194,44 @@ def _leaks(tables: Sequence[TableNumbers]) -> list[str]:
 # -- small parts ---------------------------------------------------------------------------------------------------------
 
 
-def _changes(main: TableNumbers, other: TableNumbers) -> list[tuple[float, str]]:
-    """Mean change of Dice over data sets, per trained method that both tables have, with its label."""
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What becomes of a method's Dice in another table: the mean over ``runs`` pairs of one data set and seed each."""
+
+    points: float
+    label: str
+    runs: int
+
+
+def _changes(main: TableNumbers, other: TableNumbers, data: Sequence[str]) -> list[_Change]:
+    """Mean change of Dice per trained method over those of ``data`` that both tables have, first over the seeds of each.
+
+    Only a data set's seeds that both tables have count: between means of different seeds lies the seeds' difference too.
+    """
     found = []
     for row in other.table.rows:
-        pairs = [
-            (a.mean, b.mean)
-            for data in other.table.data
-            if (a := main.numbers.get((row.key, data, "dice"))) is not None
-            and (b := other.numbers.get((row.key, data, "dice"))) is not None
-            and a.mean is not None
-            and b.mean is not None
-            and a.seeds != [None]
-        ]
-        if pairs:
-            found.append((float(np.mean([after - before for before, after in pairs])), row.label))
+        by_data = [seeds for one in data if (seeds := _by_seed(main, other, row, one))]
+        if by_data:
+            mean = float(np.mean([np.mean(seeds) for seeds in by_data]))
+            found.append(_Change(mean, row.label, sum(map(len, by_data))))
     return found
+
+
+def _by_seed(main: TableNumbers, other: TableNumbers, row: Row, data: str) -> list[float]:
+    """The change of every seed that a trained method has in both tables."""
+    before, after = (_seed_means(found, row, data) for found in (main, other))
+    return [after[seed] - before[seed] for seed in before if seed in after]
+
+
+def _seed_means(found: TableNumbers, row: Row, data: str) -> dict[int, float]:
+    number = found.numbers.get((row.key, data, "dice"))
+    pairs = [] if number is None else zip(number.seeds, number.by_seed, strict=True)
+    return {seed: mean for seed, mean in pairs if seed is not None and mean is not None}
+
+
+def _paired(changes: Sequence[_Change]) -> str:
+    count = sum(one.runs for one in changes)
+    return f"{count} pair{'' if count == 1 else 's'} of runs of the same seed and data set"
 
 
 def _best_average(found: TableNumbers) -> tuple[float, str] | None:

@@ -266,9 +266,21 @@ def test_the_summary_of_little(fake: ModuleType, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("leaking", "says", "not_says"),
     [
-        ([0.8, 0.9], "+20.00 points of DSC on average: not evidence of better", "no higher"),
-        ([0.5, 0.6], "-10.00 points of DSC on average: the words may have been drawn", "not evidence"),
-        ([0.6, 0.7], "+0.00 points of DSC on average: the words may have been drawn", "not evidence"),
+        (
+            [0.8, 0.9],
+            "+20.00 points of DSC on average (1 pair of runs of the same seed and data set): not evidence of better",
+            "no higher",
+        ),
+        (
+            [0.5, 0.6],
+            "-10.00 points of DSC on average (1 pair of runs of the same seed and data set): the words may have been drawn",
+            "not evidence",
+        ),
+        (
+            [0.6, 0.7],
+            "+0.00 points of DSC on average (1 pair of runs of the same seed and data set): the words may have been drawn",
+            "not evidence",
+        ),
     ],
 )
 def test_what_leaking_words_changed(
