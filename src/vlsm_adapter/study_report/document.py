@@ -24,7 +24,7 @@ from vlsm_adapter.study_report.cells import (
     sizes,
     trainable,
 )
-from vlsm_adapter.study_report.extras import Cost, costs_of, heard_of
+from vlsm_adapter.study_report.extras import Cost, costs_of, heard_of, peak_kinds, peak_title
 from vlsm_adapter.study_report.numbers import TableNumbers
 from vlsm_adapter.study_report.sentences import summary_text
 
@@ -228,10 +228,14 @@ def _costs(tables: Sequence[TableNumbers], figures: Sequence[Item]) -> list[Item
     if found is None:
         return []
     table, costs = found[0].table, found[1]
-    head = ["Method", "Trainable", *(f"{data}, training" for data in table.data), "peak memory"]
-    rows: list[list[str | Cell]] = [_cost_row(cost, table.data) for cost in costs]
+    both = len(peak_kinds(costs)) > 1
+    head = ["Method", "Trainable", *(f"{data}, training" for data in table.data), peak_title(costs)]
+    rows: list[list[str | Cell]] = [_cost_row(cost, table.data, both) for cost in costs]
     machines = sorted(set().union(*(cost.machines for cost in costs)))
-    text = "Time of training a run, mean over seeds, and the largest peak memory of a run."
+    text = f"Time of training a run, mean over seeds, and the largest {peak_title(costs)} of a run."
+    text += (
+        " Peaks are of the GPU where a run had one, else of its process; the two cannot be compared." if both else ""
+    )
     if machines:
         text += f" Measured on: {'; '.join(machines)}."
     if len(machines) > 1:
@@ -239,9 +243,10 @@ def _costs(tables: Sequence[TableNumbers], figures: Sequence[Item]) -> list[Item
     return [Heading("Time and memory"), *figures, Grid(f"Time and memory. {table.title}", head, rows), Paragraph(text)]
 
 
-def _cost_row(cost: Cost, data: Sequence[str]) -> list[str | Cell]:
+def _cost_row(cost: Cost, data: Sequence[str], both: bool) -> list[str | Cell]:
+    peak = memory(cost.peak) + (f" ({cost.peak_of})" if both and cost.peak is not None else "")
     times = [duration(cost.seconds.get(one)) for one in data]
-    return [cost.row.label, trainable(cost.row), *times, memory(cost.peak_memory)]
+    return [cost.row.label, trainable(cost.row), *times, peak]
 
 
 def _words(found: TableNumbers) -> list[Item]:

@@ -22,7 +22,8 @@ class Cost:
         row: the method.
         seconds: data to mean seconds of training a run.
         total: mean seconds over data sets and seeds.
-        peak_memory: the largest, in bytes.
+        peak_memory: the largest of a run's process, in bytes.
+        peak_gpu_memory: the largest that a run held on its GPU, in bytes; None where it had none.
         machines: where it was measured, in words; numbers of several are not comparable.
     """
 
@@ -30,7 +31,28 @@ class Cost:
     seconds: dict[str, float] = field(default_factory=dict)
     total: float | None = None
     peak_memory: float | None = None
+    peak_gpu_memory: float | None = None
     machines: set[str] = field(default_factory=set)
+
+    @property
+    def peak(self) -> float | None:
+        """What limits a training: the GPU's memory where there is one, else the process's."""
+        return self.peak_memory if self.peak_gpu_memory is None else self.peak_gpu_memory
+
+    @property
+    def peak_of(self) -> str:
+        """Whose memory `peak` is."""
+        return "process" if self.peak_gpu_memory is None else "GPU"
+
+
+def peak_kinds(costs: Sequence[Cost]) -> set[str]:
+    """Whose memory is in a column of peaks: ``{"GPU"}``, ``{"process"}``, both, or none of them."""
+    return {cost.peak_of for cost in costs if cost.peak is not None}
+
+
+def peak_title(costs: Sequence[Cost]) -> str:
+    """The column of peaks in a word or three; with both kinds, every number says itself which it is."""
+    return "peak GPU memory" if peak_kinds(costs) == {"GPU"} else "peak memory"
 
 
 def costs_of(table: Table) -> list[Cost]:
@@ -44,11 +66,13 @@ def costs_of(table: Table) -> list[Cost]:
             if seconds:
                 cost.seconds[data] = float(np.mean(seconds))
                 means.append(cost.seconds[data])
-            peaks = [run.resources["peak_memory"] for run in runs if "peak_memory" in run.resources]
-            cost.peak_memory = max([*peaks, *([cost.peak_memory] if cost.peak_memory else [])], default=None)
+            for name in ("peak_memory", "peak_gpu_memory"):
+                before = getattr(cost, name)
+                peaks = [run.resources[name] for run in runs if name in run.resources]
+                setattr(cost, name, max([*peaks, *([before] if before else [])], default=None))
             cost.machines |= {run.machine for run in runs if run.machine}
         cost.total = float(np.mean(means)) if means else None
-        if cost.total is not None or cost.peak_memory is not None:
+        if cost.total is not None or cost.peak is not None:
             found.append(cost)
     return found
 
@@ -142,6 +166,8 @@ def run_rows(results: Sequence[Result], labels: Mapping[str, str]) -> list[dict[
         labels: result key to the label of its row in tables; empty where it stands in none.
     """
     rows = []
+    # A column that no run has says nothing.
+    gpu = ["peak_gpu_memory"] if any("peak_gpu_memory" in result.resources for result in results) else []
     for result in results:
         head = {
             "data": result.data,
@@ -162,7 +188,7 @@ def run_rows(results: Sequence[Result], labels: Mapping[str, str]) -> list[dict[
             "trainable_parameters": "" if result.trainable is None else result.trainable,
             "train_seconds": result.resources.get("seconds", ""),
             "epochs": result.resources.get("epochs", ""),
-            "peak_memory": result.resources.get("peak_memory", ""),
+            **{name: result.resources.get(name, "") for name in ("peak_memory", *gpu)},
             "prompt_sensitivity": (result.sensitivity or {}).get("value", ""),
         }
         for metric, values in result.values.items():

@@ -5,8 +5,6 @@ What cannot be read is left out with its reason and never stops the report: a st
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,23 +12,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vlsm_adapter.errors import UserError, one_line
 from vlsm_adapter.evaluation_folder import EvaluationFolder, read_scores
-from vlsm_adapter.run_folder import RunFolder
 from vlsm_adapter.study_report.results import ALL_LABELS, ZERO_SHOT, Result, cases_of
+from vlsm_adapter.study_report.run import Run, run_of
 
 SMALL_SUFFIX = ".result.json.gz"
 REPORT_FILE = "report.json"
 REPORT_FORMAT = "vlsm-study-report"
 # Families of networks that start from random weights: what they answer untrained is nobody's result.
 _UNTRAINED = frozenset({"text_free"})
+# Directly inside a run or an evaluation alone: elsewhere a data set or a method may be called so.
 _NOT_LOOKED_INTO = frozenset({"adapter", "tensorboard", "images"})
 # Of the configuration's ``train`` section: what does not change what is learnt.
 _NOT_RECIPE = frozenset({"seed", "workers", "save_seconds", "feature_cache", "feature_cache_mb", "feature_cache_gb"})
-_CURVE = ("epoch", "train_loss", "val_loss", "val_dice", "seconds")
-_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass
@@ -71,17 +66,17 @@ def find_results(roots: Sequence[str | Path]) -> Found:
     for root in map(Path, roots):
         if not root.is_dir():
             raise UserError(f"{root}: no such folder; give a folder that holds run folders, such as a study's --out")
-        runs: dict[Path, _Run] = {}
+        runs: dict[Path, Run] = {}
         evaluations: list[Path] = []
         for folder, names in _folders(root):
             if "config.yaml" in names:
-                runs[folder] = _Run(folder, _shown(folder, root))
+                runs[folder] = Run(folder, _shown(folder, root))
             if "summary.json" in names:
                 evaluations.append(folder)
             found.small_files += [folder / name for name in names if name.endswith(SMALL_SUFFIX)]
         evaluated: set[Path] = set()
         for folder in evaluations:
-            run = _run_of(folder, root, runs)
+            run = run_of(folder, root, runs)
             evaluated |= {run.path} if run is not None else set()
             place = _shown(folder, root)
             try:
@@ -102,7 +97,8 @@ def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
             continue
         hidden = {name for name in folders if name.startswith(".")}
         trials = {"search"} if "study.yaml" in names else set()
-        folders[:] = sorted(set(folders) - hidden - trials - _NOT_LOOKED_INTO)
+        parts = _NOT_LOOKED_INTO if {"config.yaml", "summary.json"} & set(names) else set()
+        folders[:] = sorted(set(folders) - hidden - trials - parts)
         yield Path(place), sorted(names)
 
 
@@ -123,126 +119,10 @@ def _without(text: str, root: Path) -> str:
     return text.replace(f"{root}{os.sep}", "").replace(str(root), root.resolve().name)
 
 
-# -- a run's folder ------------------------------------------------------------------------------------------------------
-
-
-class _Run:
-    """What a run folder says of itself; each file is read once, when it is asked for."""
-
-    def __init__(self, path: Path, place: str) -> None:
-        self.path, self.place = path, place
-        self._folder = RunFolder(path)
-        self._config: Mapping[str, Any] | None = None
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """``config.yaml`` as plain values: a run of a later version, or of a method not known here, is read too."""
-        if self._config is None:
-            try:
-                values = yaml.load(self._folder.config_file.read_text(encoding="utf-8"), Loader=_YAML)
-            except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-                raise UserError(f"config.yaml cannot be read: {one_line(error)}") from error
-            sections = ("data", "model", "adapter", "train")
-            if not isinstance(values, Mapping) or not all(isinstance(values.get(name), Mapping) for name in sections):
-                raise UserError("config.yaml lacks one of the sections data, model, adapter, train")
-            self._config = values
-        return self._config
-
-    def json(self, name: str) -> Mapping[str, Any]:
-        """A JSON file of the run, or nothing: these files only add to a result."""
-        try:
-            values = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return values if isinstance(values, Mapping) else {}
-
-    def cell(self) -> Mapping[str, Any]:
-        """The names its study gives it; empty for a run made without a study."""
-        values = self.json("cell.json")
-        names = ("data", "protocol", "model", "method")
-        return values if all(isinstance(values.get(name), str) and values[name] for name in names) else {}
-
-    def state(self) -> str:
-        """Why there is no evaluation, as far as it is known."""
-        status = self.json("status.json")
-        state, error = status.get("state"), status.get("error")
-        if isinstance(state, str):
-            return f"{state}: {one_line(ValueError(str(error)))}" if error else state
-        epochs = len(self.curve().get("epoch", ()))
-        return f"not evaluated, {epochs} epoch{'' if epochs == 1 else 's'} trained"
-
-    def curve(self) -> dict[str, list[float | None]]:
-        """Columns of ``metrics.csv``; empty where there is none, or a damaged one."""
-        try:
-            with self._folder.metrics_file.open(encoding="utf-8", newline="") as handle:
-                rows = list(csv.DictReader(handle))
-            return {name: [_number(row[name]) for row in rows] for name in _CURVE if rows and name in rows[0]}
-        except (OSError, ValueError, KeyError, TypeError, csv.Error):
-            return {}
-
-    def resources(self, curve: Mapping[str, Sequence[float | None]]) -> dict[str, float]:
-        """Time and memory of training: ``resources.json``, else the seconds that ``metrics.csv`` tells."""
-        values = self.json("resources.json")
-        train = values.get("train")
-        train = train if isinstance(train, Mapping) else {}
-        found: dict[str, float] = {}
-        for name, key, factor in (
-            ("seconds", "seconds", 1),
-            ("epochs", "epochs", 1),
-            ("train_cases", "cases", 1),
-            ("peak_memory", "peak_memory_mb", 1e6),
-        ):
-            value = train.get(key)
-            if isinstance(value, int | float) and math.isfinite(value) and value > 0:
-                found[name] = float(value * factor)
-        seconds = [value for value in curve.get("seconds", ()) if value is not None]
-        if "seconds" not in found and seconds:
-            found["seconds"] = sum(seconds)
-        if "epochs" not in found and curve.get("epoch"):
-            found["epochs"] = float(len(curve["epoch"]))
-        splits = self.json("data.json").get("splits")
-        if "train_cases" not in found and isinstance(splits, Mapping) and isinstance(splits.get("train"), list):
-            found["train_cases"] = float(len(splits["train"]))
-        if isinstance(splits, Mapping) and isinstance(splits.get("val"), list):
-            found["val_cases"] = float(len(splits["val"]))
-        return found
-
-    def trainable(self) -> int | None:
-        value = self.json("resources.json").get("trainable_parameters")
-        return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
-
-
-def _number(text: str | None) -> float | None:
-    if not text:
-        return None
-    value = float(text)
-    return value if math.isfinite(value) else None
-
-
-def _run_of(folder: Path, root: Path, runs: Mapping[Path, _Run]) -> _Run | None:
-    """The run that an evaluation is of: the one it lies in, else the one that it names, if that is still there."""
-    for parent in folder.parents:
-        if parent in runs:
-            return runs[parent]
-        if parent == root:
-            break
-    try:
-        named = json.loads((folder / "summary.json").read_text(encoding="utf-8")).get("run")
-    except (OSError, ValueError, RecursionError, AttributeError):
-        return None
-    if not isinstance(named, str):
-        return None
-    path = Path(named)
-    same = next((run for place, run in runs.items() if place.resolve() == path), None)
-    if same is not None:
-        return same
-    return _Run(path, path.name) if (path / "config.yaml").is_file() else None
-
-
 # -- an evaluation -------------------------------------------------------------------------------------------------------
 
 
-def _read_evaluation(path: Path, place: str, run: _Run | None, problems: list[tuple[str, str]]) -> list[Result]:
+def _read_evaluation(path: Path, place: str, run: Run | None, problems: list[tuple[str, str]]) -> list[Result]:
     """The results of one evaluation: the adapter's, and zero-shot."""
     folder = EvaluationFolder(path)
     summary = folder.summary()
@@ -299,7 +179,7 @@ def _read_evaluation(path: Path, place: str, run: _Run | None, problems: list[tu
 def _trained(
     folder: EvaluationFolder,
     place: str,
-    run: _Run,
+    run: Run,
     cell: Mapping[str, Any],
     summary: Mapping[str, Any],
     common: Mapping[str, Any],
@@ -376,7 +256,7 @@ def _heard(values: Mapping[str, Any], variant: str) -> dict[str, Any] | None:
         return None
 
 
-def _is_elsewhere(run: _Run, summary: Mapping[str, Any]) -> bool:
+def _is_elsewhere(run: Run, summary: Mapping[str, Any]) -> bool:
     """Whether it was evaluated on other data than the run's own (``vlsm evaluate --data``)."""
     if summary.get("training_cases") is not None or run.config["adapter"].get("method") == ZERO_SHOT:
         return False

@@ -63,8 +63,8 @@ class Result:
         emptiness: per case, as in `CaseScore`.
         reveal_emptiness: cases whose words say that there is nothing to find.
         curve: column of ``metrics.csv`` to its values, one per epoch.
-        resources: ``seconds`` and ``epochs`` of training, ``peak_memory`` in bytes, ``train_cases`` and
-            ``val_cases``, as far as known.
+        resources: ``seconds`` and ``epochs`` of training, ``peak_memory`` and ``peak_gpu_memory`` in bytes, ``train_cases``
+            and ``val_cases``, as far as known.
         sensitivity: what the probes found, in short; see `reading`.
         machine: device, processor and versions, in words.
         examples: folder of pictures that the evaluation kept, or None; never part of the small form.

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlsm_adapter.errors import ConfigError
+from vlsm_adapter.study_report.document import Facts, Grid, Paragraph, build
 from vlsm_adapter.study_report.extras import costs_of, curves_of, heard_of
 from vlsm_adapter.study_report.figures import costs, draw, grid, lines, pareto, spider, style
 from vlsm_adapter.study_report.figures.draw import draw_all
@@ -207,6 +209,35 @@ def test_epochs_are_whole_and_short_runs_take_seconds(fake: ModuleType, tmp_path
     assert [text.get_text() for text in bars.axes[0].texts] == ["4", "4"]
 
 
+def test_peaks_of_a_gpu_are_told_from_those_of_a_process(fake: ModuleType, tmp_path: Path) -> None:
+    fake.write_study(tmp_path, methods=("dense_v", "lora"), data=("isic",), seeds=(1, 2))
+
+    def cost_texts() -> tuple[list[str], str, str, str]:
+        tables, rows = numbers_of(tmp_path)
+        items = build(tables, [], Facts())
+        (table,) = [item for item in items if isinstance(item, Grid) and item.title.startswith("Time and memory")]
+        with style.style():
+            item, figure = next(one for one in draw.drawn(tables, rows, images=False) if one[0].name == "costs")
+        (text,) = [item.text for item in items if isinstance(item, Paragraph) and item.text.startswith("Time of")]
+        return [table.head[-1], *(str(row[-1]) for row in table.rows)], figure.axes[-1].get_xlabel(), item.alt, text
+
+    for number, file in enumerate(sorted(tmp_path.glob("runs/*/*/*/dense_v/*/*/resources.json"))):
+        values = json.loads(file.read_text())
+        values["train"]["peak_gpu_memory_mb"] = 2000 + number
+        file.write_text(json.dumps(values))
+    cells, label, alt, text = cost_texts()
+    assert cells == ["peak memory", "0.98 GB (process)", "2.10 GB (GPU)"]
+    assert label == "peak memory (GB)"
+    assert "0.98 GB (process); Dense V" in alt
+    assert "of the GPU where a run had one" in text
+    shutil.rmtree(next(tmp_path.glob("runs/*/*/*/lora")))
+    cells, label, alt, text = cost_texts()
+    assert cells == ["peak GPU memory", "2.10 GB"]
+    assert label == "peak GPU memory (GB)"
+    assert "largest peak GPU memory" in alt
+    assert "largest peak GPU memory of a run." in text
+
+
 def test_two_data_sets_make_no_web(fake: ModuleType, tmp_path: Path) -> None:
     fake.write_study(tmp_path, methods=("dense_v", "dense_vlc"), data=("isic", "busi"), seeds=(1,))
     tables, _ = numbers_of(tmp_path)
@@ -227,7 +258,7 @@ def test_learning_curves_costs_and_words(study: Path, numbers: tuple[list[TableN
     assert (curve.low, curve.high) == (pytest.approx(dice.min(axis=0)), pytest.approx(dice.max(axis=0)))
     cost = next(cost for cost in costs_of(found.table) if cost.row == row)
     assert cost.seconds["isic"] == pytest.approx(np.mean([run.resources["seconds"] for run in runs]))
-    assert cost.peak_memory == pytest.approx((900 + 147_456 / 4000) * 1e6)
+    assert cost.peak_memory == pytest.approx((900 + 147_456 / 4000) * 2**20)
     heard, levels = heard_of(found.table)
     assert heard[row.key, "isic"].value == pytest.approx(0.2 + 0.5 * 0.74)
     assert levels["isic"] == {"p0": False, "p1": False, "p6": True}

@@ -36,14 +36,18 @@ def test_a_run_of_a_study(fake: ModuleType, tmp_path: Path) -> None:
         settings={"parts": "vlc"}, zero_shot=[0.1, 0.2],
     ).write()  # fmt: skip
     fake.write_curve(run, 0.6, epochs=5)
-    resources = {"train": {"seconds": 99.5, "epochs": 5, "cases": 80, "peak_memory_mb": 1500}}
+    resources = {
+        "train": {"seconds": 99.5, "epochs": 5, "cases": 80, "peak_memory_mb": 1500, "peak_gpu_memory_mb": 250.5}
+    }
     (run / "resources.json").write_text(json.dumps(resources))
     found = find_results([tmp_path / "study"])
     assert (found.problems, found.unfinished) == ([], [])
     result = only(found.results, method="dense")
     assert (result.name, result.protocol, result.model, result.data) == ("dense_wide", "leak_free", "small", "polyps")
     assert (result.fraction, result.seed, result.train_level, result.level) == ("10%", 7, "p1", "p1")
-    assert result.resources == {"seconds": 99.5, "epochs": 5, "train_cases": 80, "peak_memory": 1.5e9}
+    assert result.resources == {
+        "seconds": 99.5, "epochs": 5, "train_cases": 80, "peak_memory": 1500 * 2**20, "peak_gpu_memory": 250.5 * 2**20
+    }  # fmt: skip
     assert result.curve["epoch"] == [1, 2, 3, 4, 5]
     assert result.values["dice"] == (0.5, 0.75)
     zero = only(found.results, method="zero_shot")
@@ -149,6 +153,22 @@ def test_trials_reports_and_hidden_folders_are_not_looked_into(fake: ModuleType,
         fake.FakeRun(tmp_path / "study" / place, [0.5, 0.6]).write()
     (tmp_path / "study/report/report.json").write_text('{"format": "vlsm-study-report"}')
     assert {result.method for result in find_results([tmp_path / "study"]).results} == {"lora", "zero_shot"}
+
+
+def test_data_sets_and_methods_may_be_called_as_parts_of_a_run(fake: ModuleType, tmp_path: Path) -> None:
+    names = ("adapter", "images", "tensorboard")
+    for data in names:
+        for method in names:
+            own = {"data": data, "protocol": data, "model": "tiny", "method": method}
+            run = fake.FakeRun(
+                tmp_path / f"study/runs/{data}/{data}/tiny/{method}/s1", [0.5], data=data, cell=own
+            ).write()
+            # What lies in a run's own parts is no run, whatever it is called.
+            for part in (run / "adapter", run / "tensorboard", run / "evaluation/test-p1/images"):
+                fake.FakeRun(part, [0.9], data="inner").write()
+    found = find_results([tmp_path / "study"])
+    assert {(one.data, one.name) for one in found.results} == {(data, method) for data in names for method in names}
+    assert (found.problems, found.unfinished) == ([], [])
 
 
 def test_a_text_free_network_has_no_zero_shot(fake: ModuleType, tmp_path: Path) -> None:

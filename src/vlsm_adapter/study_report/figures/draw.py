@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vlsm_adapter.study_report.cells import duration, memory, short_count
 from vlsm_adapter.study_report.document import FigureItem
-from vlsm_adapter.study_report.extras import costs_of
+from vlsm_adapter.study_report.extras import costs_of, peak_kinds, peak_title
 from vlsm_adapter.study_report.figures.costs import draw_costs
 from vlsm_adapter.study_report.figures.grid import draw_grid, strips_of
 from vlsm_adapter.study_report.figures.lines import draw_curves, draw_labels
@@ -66,8 +66,13 @@ def drawn(tables: Sequence[TableNumbers], rows: Sequence[Row], images: bool) -> 
         yield item, figure
     costs = costs_of(main.table)
     if (figure := draw_costs(costs, looks)) is not None:
-        text = "Time of training a run, mean over data sets and seeds, and the largest peak memory"
-        told = "; ".join(f"{one.row.label} {duration(one.total)}, {memory(one.peak_memory)}" for one in costs)
+        both = len(peak_kinds(costs)) > 1
+        text = f"Time of training a run, mean over data sets and seeds, and the largest {peak_title(costs)}"
+        text += " (of the GPU where a run had one, else of its process)" if both else ""
+        told = "; ".join(
+            f"{one.row.label} {duration(one.total)}, {memory(one.peak)}{f' ({one.peak_of})' if both else ''}"
+            for one in costs
+        )
         yield FigureItem("costs", f"{text}. {title}.", f"Dot charts. {text}: {told}."), figure
 
 
