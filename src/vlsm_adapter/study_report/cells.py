@@ -9,10 +9,13 @@ from typing import Any
 from vlsm_adapter.metrics import METRICS
 from vlsm_adapter.study_report.naming import display_name
 from vlsm_adapter.study_report.numbers import SIGNIFICANT, Number, TableNumbers, displayed
+from vlsm_adapter.study_report.results import Case
 from vlsm_adapter.study_report.tables import Row, RowKey
 
 _HEADS = {"dice": "DSC", "iou": "IoU", "hd95": "HD95", "nsd": "NSD"}
 BETTER, WORSE = "*", "†"
+# Two of 2^n assignments of signs are all alike: the smallest p, which is above 0.05 with five groups and below with six.
+_FEWEST = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,11 +190,28 @@ def caption(found: TableNumbers) -> str:
         )
         if any(row.key not in found.references for row in found.table.rows):
             text += "; what is on a base model without it is not tested"
+        if few := _too_few(found):
+            text += (
+                f"; on {', '.join(few)} no difference can be significant: with fewer than {_FEWEST} {unit} no p is below "
+                f"{SIGNIFICANT:g}"
+            )
         if count >= SIGNIFICANT * (found.permutations + 1):
             text += (
                 f"; with {found.permutations:,} permutations and so many comparisons no difference can be significant"
             )
     return f"{text}."
+
+
+def _too_few(found: TableNumbers) -> list[str]:
+    """Data sets that are tested over so few groups or cases that even all signs alike are no rare event."""
+    tested = {data for (_, data, _), number in found.numbers.items() if number.p is not None}
+    return [data for data in found.table.data if data in tested and _units(found.table.cases[data]) < _FEWEST]
+
+
+def _units(cases: Sequence[Case]) -> int:
+    """What a test permutes: groups, and cases without one."""
+    groups = {case.group for case in cases if case.group is not None}
+    return len(groups) + sum(case.group is None for case in cases)
 
 
 def sizes(found: TableNumbers) -> str:

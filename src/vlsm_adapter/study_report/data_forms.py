@@ -128,7 +128,7 @@ def _table_json(found: TableNumbers) -> dict[str, Any]:
         "title": table.title,
         "setting": setting_values(found),
         "leaks": sorted(table.leaks),
-        "notes": table.notes,
+        "notes": found.notes,
         "reference": reference_name(found),
         "tests": found.tests,
         "permutations": found.permutations,

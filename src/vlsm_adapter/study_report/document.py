@@ -148,7 +148,7 @@ def _section(title: str, items: Sequence[Item]) -> list[Item]:
 def _main_table(found: TableNumbers, name: str, figures: Mapping[str, FigureItem]) -> list[Item]:
     table = found.table
     items: list[Item] = [Heading(f"{name}: {table.title}")]
-    items += [Paragraph(note, strong=True) for note in table.notes]
+    items += [Paragraph(note, strong=True) for note in found.notes]
     averages = averaged(found)
     head = ["Method", "Trainable"]
     groups = [("", 2)]

@@ -19,16 +19,17 @@ from vlsm_adapter.errors import UserError, nearest
 from vlsm_adapter.metrics import METRICS, compare_runs, paired_difference, summarise
 from vlsm_adapter.metrics.aggregate import DEFAULT_RESAMPLES
 from vlsm_adapter.metrics.compare import DEFAULT_PERMUTATIONS, holm
+from vlsm_adapter.study_report.references import choose_references
 from vlsm_adapter.study_report.results import METRIC_NAMES, Case, Result
 from vlsm_adapter.study_report.tables import Row, RowKey, Table
 from vlsm_adapter.types import CaseScore
 
 SIGNIFICANT = 0.05
-DEFAULT_REFERENCE = "decoder_only"
 # Corrected over many comparisons, the smallest p that the permutations can give must be well below the threshold: this
 # many times; up to a number that still takes minutes, not hours.
 _FINER = 20
 MAX_PERMUTATIONS = 100_000
+_TOLD = 6  # runs named in one note
 
 
 @dataclass
@@ -90,6 +91,7 @@ class TableNumbers:
         tests: metric to the number of comparisons that Holm's correction is over.
         permutations: of each test.
         resampled: data to ``"case"`` or ``"group"``.
+        lacking: metric to the runs (row key, data, seed) that were not scored so and are not in its cells.
     """
 
     table: Table
@@ -104,6 +106,20 @@ class TableNumbers:
     tests: dict[str, int] = field(default_factory=dict)
     resampled: dict[str, str] = field(default_factory=dict)
     permutations: int = DEFAULT_PERMUTATIONS
+    lacking: dict[str, list[tuple[RowKey, str, int | None]]] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know of the table, and of the metrics that some of its runs lack."""
+        labels = {row.key: row.label for row in self.table.rows}
+        told = []
+        for metric, runs in self.lacking.items():
+            names = [f"{labels[key]}{'' if seed is None else f' seed {seed}'} on {data}" for key, data, seed in runs]
+            more = f" and {len(names) - _TOLD} more" if len(names) > _TOLD else ""
+            told.append(
+                f"Without {metric}, and not in its numbers: {', '.join(names[:_TOLD])}{more}. Evaluate them anew."
+            )
+        return [*self.table.notes, *told]
 
     @property
     def reference_rows(self) -> list[Row]:
@@ -149,38 +165,6 @@ def compute(
     return found
 
 
-def choose_references(rows: Sequence[Row], wanted: str | None) -> dict[RowKey, Row]:
-    """Row key to the row to test it against.
-
-    ``wanted`` is for all rows, and nothing is tested where it is not among them. By default each base model has its own:
-    decoder_only, or where no model has that, the model's first row. A model without decoder_only, where another has it, is
-    not tested.
-    """
-    if wanted is not None:
-        chosen = next((row for row in rows if wanted in (row.label, row.name)), None)
-        return {} if chosen is None else {row.key: chosen for row in rows}
-    candidates = [row for row in rows if row.name == DEFAULT_REFERENCE] or rows
-    of_base: dict[RowKey, Row] = {}
-    for row in candidates:
-        of_base.setdefault(row.base, row)
-    return {row.key: of_base[row.base] for row in rows if row.base in of_base}
-
-
-def check_reference(rows: Sequence[Row], wanted: str) -> None:
-    """Refuse a reference that is no row, or several.
-
-    Raises:
-        UserError: with the rows there are.
-    """
-    found = [row for row in rows if row.label == wanted] or [row for row in rows if row.name == wanted]
-    if not found:
-        raise UserError(f"--reference '{wanted}': no such method; {nearest(wanted, (row.label for row in rows))}")
-    if len(found) > 1:
-        raise UserError(
-            f"--reference '{wanted}' is {len(found)} rows: name one of them: {', '.join(row.label for row in found)}"
-        )
-
-
 def check_metrics(names: Sequence[str]) -> tuple[str, ...]:
     """``names`` without repetitions, in the order of tables.
 
@@ -213,12 +197,15 @@ def _column(found: TableNumbers, data: str, n_boot: int) -> dict[RowKey, list[Ca
     merged: dict[RowKey, list[CaseScore]] = {}
     for row in rows:
         results = table.cells[row.key, data]
-        by_metric = {name: _values(results, name, cases) for name in found.metrics}
-        present = {name: values for name, values in by_metric.items() if values is not None}
+        scored = {name: [result for result in results if name in result.values] for name in found.metrics}
+        for name in scored:
+            if lacking := [(row.key, data, one.seed) for one in results if name not in one.values]:
+                found.lacking.setdefault(name, []).extend(lacking)
+        present = {name: _values(runs, name, cases) for name, runs in scored.items() if runs}
         merged[row.key] = _merged(cases, present)
         about = summarise(merged[row.key], groups=by_group, n_boot=n_boot)
         for name, values in present.items():
-            found.numbers[row.key, data, name] = _number(results, values, about["metrics"][name])
+            found.numbers[row.key, data, name] = _number(scored[name], values, about["metrics"][name])
         found.emptiness[row.key, data] = _emptiness(results, cases)
         if found.n_empty[data] and "dice" in present:
             found.foreground[row.key, data] = about["truth_foreground"]["metrics"]["dice"]
@@ -229,10 +216,8 @@ def _column(found: TableNumbers, data: str, n_boot: int) -> dict[RowKey, list[Ca
     return merged
 
 
-def _values(results: Sequence[Result], metric: str, cases: Sequence[Case]) -> np.ndarray | None:
-    """Values (seeds, cases) of a metric, NaN where one seed has none; None where a run was not scored so."""
-    if any(metric not in result.values for result in results):
-        return None
+def _values(results: Sequence[Result], metric: str, cases: Sequence[Case]) -> np.ndarray:
+    """Values (seeds, cases) of a metric that all ``results`` have, NaN where one seed has none."""
     columns = []
     for result in results:
         place = {case.case_id: index for index, case in enumerate(result.cases)}

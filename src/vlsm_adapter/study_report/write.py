@@ -17,9 +17,10 @@ from vlsm_adapter.study_report.document import Facts, FigureItem, Item, build
 from vlsm_adapter.study_report.extras import run_rows
 from vlsm_adapter.study_report.latex import data_down, methods_down
 from vlsm_adapter.study_report.markdown_form import render_markdown
-from vlsm_adapter.study_report.numbers import TableNumbers, check_metrics, check_reference, compute
+from vlsm_adapter.study_report.numbers import TableNumbers, check_metrics, compute
 from vlsm_adapter.study_report.page import render_page
 from vlsm_adapter.study_report.reading import REPORT_FILE, REPORT_FORMAT, Found, find_results
+from vlsm_adapter.study_report.references import check_reference
 from vlsm_adapter.study_report.results import Result
 from vlsm_adapter.study_report.sentences import summary_text
 from vlsm_adapter.study_report.small import distinct, read_small, write_small

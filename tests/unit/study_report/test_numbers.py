@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,15 +16,16 @@ from scipy import stats
 from vlsm_adapter.errors import UserError
 from vlsm_adapter.study_report import numbers as numbers_module
 from vlsm_adapter.study_report.cells import average_cell, caption, cell_of, sizes
-from vlsm_adapter.study_report.data_forms import table_rows
+from vlsm_adapter.study_report.data_forms import report_json, table_rows
+from vlsm_adapter.study_report.document import Facts, Paragraph, build
 from vlsm_adapter.study_report.numbers import (
     TableNumbers,
     check_metrics,
-    check_reference,
     compute,
     displayed,
 )
 from vlsm_adapter.study_report.reading import find_results
+from vlsm_adapter.study_report.references import check_reference
 from vlsm_adapter.study_report.small import distinct
 from vlsm_adapter.study_report.tables import Table, arrange
 
@@ -80,6 +82,35 @@ def test_mean_deviation_rank_and_marks(fake: ModuleType, tmp_path: Path) -> None
     assert found.numbers[labels["dense"], "kvasir_polyp", "hd95"].best
     cell = cell_of(found, labels["dense"], "kvasir_polyp", "dice")
     assert (cell.mean, cell.std, cell.mark) == ("71.14", "0.61", "*")
+
+
+def test_a_run_without_a_metric_leaves_that_metric_alone(fake: ModuleType, tmp_path: Path) -> None:
+    (table,) = tables_of(write(fake, tmp_path, SCORES))
+    labels = {row.name: row.key for row in table.rows}
+    for method, seeds in (("dense", {1}), ("lora", {1, 2})):
+        place = labels[method], "kvasir_polyp"
+        table.cells[place] = [
+            replace(run, values={name: column for name, column in run.values.items() if name != "hd95"})
+            if run.seed in seeds
+            else run
+            for run in table.cells[place]
+        ]
+    found = compute(table, ("dice", "hd95"), **FEW)
+    number = found.numbers[labels["dense"], "kvasir_polyp", "hd95"]
+    assert number.seeds == [2]
+    assert number.mean == pytest.approx(statistics.mean(250 * (1 - dice) for dice in SCORES["dense"][2]), rel=1e-5)
+    assert number.difference is not None
+    assert cell_of(found, labels["dense"], "kvasir_polyp", "hd95").seeds == 1
+    assert found.numbers[labels["dense"], "kvasir_polyp", "dice"].seeds == [1, 2]
+    assert cell_of(found, labels["lora"], "kvasir_polyp", "hd95").mean == "-"
+    assert found.notes == [
+        "Without hd95, and not in its numbers: LoRA seed 1 on kvasir_polyp, LoRA seed 2 on kvasir_polyp, "
+        "Dense seed 1 on kvasir_polyp. Evaluate them anew."
+    ]
+    assert found.notes[0] in [item.text for item in build([found], [], Facts()) if isinstance(item, Paragraph)]
+    assert report_json([found], summary=[], notes=[], problems=[], unfinished=[], written=[])["tables"][0]["notes"] == (
+        found.notes
+    )
 
 
 def test_differences_and_holm(fake: ModuleType, tmp_path: Path) -> None:
@@ -253,6 +284,23 @@ def test_as_many_permutations_as_comparisons_need(
     assert "no difference can be significant" not in caption(found)
     monkeypatch.setattr(numbers_module, "MAX_PERMUTATIONS", 30)
     assert "with 30 permutations and so many comparisons no" in caption(computed(tmp_path, permutations=10))
+
+
+def test_with_five_groups_nothing_can_be_significant_and_the_caption_says_so(fake: ModuleType, tmp_path: Path) -> None:
+    def found(groups: int) -> TableNumbers:
+        of_case = {f"case_{index:04}": f"patient{index % groups}" for index in range(12)}
+        for method, dice in (("decoder_only", 0.5), ("dense", 0.8)):
+            scores = [dice + 0.01 * index for index in range(12)]
+            fake.FakeRun(tmp_path / f"few-{method}", scores, method=method, data="few", groups=of_case).write()
+            fake.FakeRun(tmp_path / f"many-{method}", scores, method=method, data="many").write()
+        return computed(tmp_path)
+
+    five = found(5)
+    assert min(number.p for number in five.numbers.values() if number.p is not None and number.p > 0.01) == 2 / 2**5
+    assert "on few no difference can be significant: with fewer than 6 groups" in caption(five)
+    six = found(6)
+    assert 2 / 2**6 in [number.p for number in six.numbers.values()]
+    assert "can be significant" not in caption(six)
 
 
 def test_averages_are_of_the_seeds_that_all_data_have(fake: ModuleType, tmp_path: Path) -> None:
