@@ -1,7 +1,8 @@
 """Tables for papers: LaTeX with booktabs, in both orders, that compile whatever the names are.
 
-Each file is a ``table*`` of its own; the preamble needs ``\\usepackage{booktabs}`` and nothing else. Names are escaped;
-letters that pdfLaTeX cannot set by itself are written as their code points.
+Each file is a ``table*`` of its own; the preamble needs ``\\usepackage{booktabs}``, and where a name has a letter that the
+old font encoding lacks, ``\\usepackage[T1]{fontenc}``: the file's first lines say what. Names are escaped; letters that
+pdfLaTeX cannot set by itself are written as their code points.
 """
 
 from __future__ import annotations
@@ -62,6 +63,9 @@ _ESCAPED = {
     "…": r"\ldots{}",
     "\u00a0": "~",
 }
+# Letters of Latin Extended-A that neither of pdfLaTeX's encodings has, and those that only T1 has.
+_IN_NONE = frozenset("ĦħĸĿŀŉŦŧ")
+_IN_T1 = frozenset("ÐðÞþĄąĐđĘęĮįĲĳŊŋŲų")
 _MARKS = {BETTER: r"$^{*}$", WORSE: r"$^{\dagger}$", "": ""}
 
 
@@ -71,7 +75,7 @@ def tex(text: str) -> str:
     for char in unicodedata.normalize("NFC", " ".join(str(text).split())):
         if char in _ESCAPED:
             parts.append(_ESCAPED[char])
-        elif " " <= char <= "~" or ("\u00c0" <= char <= "\u017e" and char.isalpha()):
+        elif " " <= char <= "~" or ("\u00c0" <= char <= "\u017e" and char.isalpha() and char not in _IN_NONE):
             parts.append(char)
         elif not unicodedata.category(char).startswith("C"):
             parts.append(f"(U+{ord(char):04X})")
@@ -158,13 +162,12 @@ def _count(row: Row) -> str:
 
 
 def _float(found: TableNumbers, lines: Sequence[str], label: str) -> str:
-    notes = [note for note in found.table.notes if note.startswith(("Level", "Seeds"))]
+    notes = [note for note in found.notes if note.startswith(("Level", "Seeds", "Without"))]
     text = " ".join([f"{found.table.title}.", caption(found), sizes(found), *notes])
     if any(cell.seeds is not None for cell in _all_cells(found)):
         text += " In brackets the number of seeds, where it is another."
-    return "\n".join(
+    body = "\n".join(
         [
-            r"% \usepackage{booktabs}",
             r"\begin{table*}[t]",
             r"\centering",
             rf"\caption{{{tex(text)}}}",
@@ -176,6 +179,10 @@ def _float(found: TableNumbers, lines: Sequence[str], label: str) -> str:
             "",
         ]
     )
+    needs = [r"% \usepackage{booktabs}"]
+    if letters := sorted(_IN_T1.intersection(body)):
+        needs.append(rf"% \usepackage[T1]{{fontenc}} % for {' '.join(letters)}")
+    return "\n".join([*needs, body])
 
 
 def _all_cells(found: TableNumbers) -> list[Cell]:

@@ -98,6 +98,19 @@ def test_latex_of_hostile_names(hostile: list[TableNumbers]) -> None:
         check_latex(data_down(found, "tab:y"))
 
 
+def test_letters_that_need_another_font_encoding_say_so(fake: ModuleType, tmp_path: Path) -> None:
+    """OT1, which a document has unless it asks for T1, ends with an error at an ogonek or a barred d."""
+    fake.FakeRun(tmp_path / "a", [0.5, 0.6], data="zażółć").write()
+    (found,) = numbers_of(tmp_path)
+    assert "fontenc" not in methods_down(found, "tab:x")
+    fake.FakeRun(tmp_path / "b", [0.5, 0.6], data="gęś, đ, ŋ").write()
+    (found,) = numbers_of(tmp_path)
+    for text in (methods_down(found, "tab:x"), data_down(found, "tab:y")):
+        assert text.splitlines()[:2] == [r"% \usepackage{booktabs}", r"% \usepackage[T1]{fontenc} % for đ ę ŋ"]
+        assert "gęś, đ, ŋ" in text
+    assert tex("ħ ŧ ŀ") == "(U+0127) (U+0167) (U+0140)"  # T1 lacks them too
+
+
 def test_many_data_sets_go_into_panels(fake: ModuleType, tmp_path: Path) -> None:
     for data in "abcdefg":
         fake.FakeRun(tmp_path / data, [0.5, 0.6], data=data).write()
