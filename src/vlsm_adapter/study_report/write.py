@@ -112,9 +112,10 @@ def write_study_report(
     _write(folder, numbers, items, pictures, facts, runs)
     if small_folder is not None:
         write_small(results, small_folder)
+        # First the one that tells whose files the others are.
+        files.write_json(small_folder / _SMALL_TABLE, _json(numbers, facts, []))
         files.write_bytes(small_folder / "runs.csv", runs)
         files.write_bytes(small_folder / "table.csv", to_csv(table_rows(numbers)))
-        files.write_json(small_folder / _SMALL_TABLE, _json(numbers, facts, []))
     report.notes += _told(report, found, averaged, numbers)
     return report
 
@@ -175,7 +176,11 @@ def _write(
     facts: Facts,
     runs: bytes,
 ) -> None:
-    """Every file of the report, ``report.json`` last; files of an earlier report that this one lacks are removed."""
+    """Every file of the report, ``report.json`` last; files of an earlier report that this one lacks are removed.
+
+    Where no report stands, one without tables comes first: a command that is killed leaves a folder which the next one
+    knows as a report's.
+    """
     content: dict[str, bytes] = {}
     for item, by_ending in pictures:
         content |= {f"figures/{item.name}.{ending}": data for ending, data in by_ending.items()}
@@ -188,6 +193,8 @@ def _write(
     shown = {item.name: _embedded(item.name, by_ending) for item, by_ending in pictures}
     content["report.html"] = render_page(_TITLE, items, shown).encode("utf-8", "backslashreplace")
     before = _files_before(folder)
+    if not (folder / REPORT_FILE).is_file():
+        files.write_json(folder / REPORT_FILE, _json([], Facts(), sorted(content)))
     for name, data in content.items():
         files.write_bytes(folder / name, data)
     files.write_json(folder / REPORT_FILE, _json(numbers, facts, sorted(content)))

@@ -12,6 +12,7 @@ from types import ModuleType
 
 import pytest
 
+from vlsm_adapter import files
 from vlsm_adapter.errors import UserError
 from vlsm_adapter.study_report.figures import draw
 from vlsm_adapter.study_report.write import write_study_report
@@ -73,6 +74,30 @@ def test_a_report_is_replaced_and_nothing_else(small_study: Path, tmp_path: Path
     (taken / "table.csv").write_text("mine")
     with pytest.raises(UserError, match="not of a study's small form"):
         write_study_report([small_study], small=taken)
+
+
+def test_a_report_that_was_cut_short_is_made_anew(
+    small_study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_bytes = files.write_bytes
+    out, small = tmp_path / "out", tmp_path / "small"
+    for dies_at in (out / "table.csv", small / "table.csv"):
+
+        def killed(path: Path, content: bytes, at: Path = dies_at) -> None:
+            if path == at:
+                raise KeyboardInterrupt
+            write_bytes(path, content)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "write_bytes", killed)
+            with pytest.raises(KeyboardInterrupt):
+                write_study_report([small_study], out=out, small=small, n_boot=20)
+        # What was written before its end is known as this report's, and goes with a next one that lacks it.
+        assert (out / "tables/table1.tex").is_file()
+        assert "tables/table1.tex" in json.loads((out / "report.json").read_text())["files"]
+    write_study_report([small_study], out=out, small=small, n_boot=20)
+    assert json.loads((out / "report.json").read_text())["tables"]
+    assert (small / "table.csv").is_file()
 
 
 def test_a_study_goes_on_elsewhere_from_its_small_form(fake: ModuleType, small_study: Path, tmp_path: Path) -> None:
