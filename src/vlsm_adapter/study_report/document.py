@@ -121,7 +121,7 @@ def build(tables: Sequence[TableNumbers], figures: Sequence[FigureItem], facts: 
     if facts.unfinished:
         items.append(Paragraph(f"Not finished: {plural(len(facts.unfinished), 'run')}; see the end.", strong=True))
     if facts.problems:
-        items.append(Paragraph(f"Left out: {plural(len(facts.problems), 'folder')}; see the end.", strong=True))
+        items.append(Paragraph(f"Left out: {plural(len(facts.problems), 'result')}; see the end.", strong=True))
     if tables:
         items += _main_table(tables[0], "Table 1", by_name)
     items += _section("Parameters against DSC", shown("pareto"))

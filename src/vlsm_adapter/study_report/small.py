@@ -24,6 +24,7 @@ from vlsm_adapter import files
 from vlsm_adapter.errors import UserError, one_line
 from vlsm_adapter.study_report.reading import SMALL_SUFFIX
 from vlsm_adapter.study_report.results import Case, Result, same_numbers, six_digits
+from vlsm_adapter.study_report.small_checks import check_result, is_number
 
 FORMAT = "vlsm-study-result"
 FORMAT_VERSION = 1
@@ -136,7 +137,9 @@ def read_small(path: Path) -> Result:
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError, IndexError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path.name}: damaged ({type(error).__name__}: {one_line(error)})") from error
+        # What a check says is for people; of other errors the kind says more than the words.
+        said = one_line(error) if type(error) is ValueError else f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"{path.name}: damaged ({said}); write it anew from its run, or remove it") from error
     except Exception as error:  # zlib.error derives from nothing else
         raise UserError(f"{path.name}: damaged ({one_line(error)})") from error
 
@@ -181,6 +184,7 @@ def from_json(values: Mapping[str, Any], source: str) -> Result:
             f"{source}: format_version {values.get('format_version')!r} is not known to this version, which reads "
             f"{FORMAT_VERSION}; update vlsm-adapter"
         )
+    check_result(values)
     table = values["cases"]
     count = len(table["case_id"])
     columns = {name: _unpacked(table[name], count) for name in ("group", "unit", "emptiness", "truth_area")}
@@ -190,10 +194,7 @@ def from_json(values: Mapping[str, Any], source: str) -> Result:
             table["case_id"], columns["group"], columns["unit"], columns["truth_area"], strict=True
         )
     )
-    scores = {
-        str(name): tuple(math.nan if value is None else float(value) for value in _unpacked(column, count))
-        for name, column in values["values"].items()
-    }
+    scores = {str(name): _scores(name, _unpacked(column, count)) for name, column in values["values"].items()}
     identity = dict(values["identity"])
     return Result(
         **identity,
@@ -210,6 +211,13 @@ def from_json(values: Mapping[str, Any], source: str) -> Result:
         sensitivity=values.get("sensitivity"),
         machine=str(values.get("machine") or ""),
     )
+
+
+def _scores(name: str, column: Sequence[Any]) -> tuple[float, ...]:
+    for value in column:
+        if value is not None and not is_number(value):
+            raise ValueError(f"{name} is {value!r}: allowed is a number or null")
+    return tuple(math.nan if value is None else float(value) for value in column)
 
 
 def _packed(column: list[Any]) -> Any:

@@ -127,7 +127,7 @@ def _gather(found: Found, places: Sequence[Path]) -> tuple[list[Result], list[st
         try:
             results.append(read_small(path))
         except UserError as error:
-            found.problems.append((path.name, str(error)))
+            found.problems.append((path.name, str(error).removeprefix(f"{path.name}: ")))
     if not results:
         where = ", ".join(map(str, places))
         if found.problems:

@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from vlsm_adapter.study_report.reading import SMALL_SUFFIX, find_results
 from vlsm_adapter.study_report.results import Result, same_numbers
 from vlsm_adapter.study_report.small import distinct, from_json, read_small, to_json, write_small
 from vlsm_adapter.study_report.tables import arrange
+from vlsm_adapter.study_report.write import write_study_report
 
 
 def results_of(root: Path) -> list[Result]:
@@ -142,6 +144,56 @@ def test_damaged_files(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"bad\.result\.json\.gz: "):
         read_small(path)
+
+
+SPOILED: dict[str, tuple[tuple[str, ...], object, str]] = {
+    "a seed as text": (("identity", "seed"), "41", "seed is '41': allowed is a whole number"),
+    "a seed as truth": (("identity", "seed"), True, "seed is True"),
+    "a name as number": (("identity", "name"), 3, "name is 3: allowed is text"),
+    "no data": (("identity", "data"), None, "data is None"),
+    "a fraction as number": (("identity", "fraction"), 0.1, "fraction is 0.1"),
+    "settings as a list": (("identity", "settings"), [1], r"settings is \[1\]"),
+    "an endless threshold": (("identity", "threshold"), float("inf"), "threshold is inf"),
+    "something else": (("identity", "colour"), "blue", "colour"),
+    "parameters below 0": (("trainable",), -5, "trainable is -5"),
+    "leaks as text": (("leaks",), "no", "leaks is 'no': allowed is true or false"),
+    "a score as text": (("values", "dice"), ["x", 0.5, 0.5], "dice is 'x': allowed is a number or null"),
+    "a case twice": (("cases", "case_id"), ["a", "b", "a"], "case 'a' is there twice"),
+    "an area that is none": (("cases", "truth_area"), [None, 1, 2], "truth_area is None"),
+    "another emptiness": (("cases", "emptiness"), {"all": "half"}, "emptiness is 'half': allowed is one of both"),
+    "a curve with words": (("curve",), {"epoch": [1, "a"]}, "curve.epoch is 'a'"),
+    "time below 0": (("resources",), {"seconds": -5}, "resources.seconds is -5"),
+    "resources as a list": (("resources",), [1], "damaged"),
+    "words in sensitivity": (("sensitivity",), {"value": "deaf"}, "sensitivity is 'deaf'"),
+}
+
+
+@pytest.mark.parametrize("what", SPOILED)
+def test_values_that_no_result_has_are_told_with_the_name_of_the_file(run: Result, tmp_path: Path, what: str) -> None:
+    place, value, says = SPOILED[what]
+    values: dict[str, Any] = json.loads(json.dumps(to_json(run)))
+    inner = values
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = value
+    path = tmp_path / f"bad{SMALL_SUFFIX}"
+    path.write_bytes(packed(json.dumps(values).encode()))
+    with pytest.raises(UserError, match=rf"^bad\.result\.json\.gz: .*{says}"):
+        read_small(path)
+
+
+def test_a_damaged_file_does_not_stop_the_report(run: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlsm_adapter.study_report.figures.draw.drawn", lambda *_: iter(()))
+    (good, bad) = write_small([replace(run, seed=seed) for seed in (1, 2)], tmp_path / "small")
+    values = json.loads(gzip.decompress(bad.read_bytes()))
+    values["identity"]["seed"] = "2"
+    bad.write_bytes(packed(json.dumps(values).encode()))
+    report = write_study_report([tmp_path / "small"], out=tmp_path / "out", n_boot=20)
+    assert (
+        f"left out {bad.name}: damaged (seed is '2': allowed is a whole number of at least 0, or null)"
+        in (report.notes[1])
+    )
+    assert good.name not in str(report.notes)
 
 
 def test_columns_that_do_not_fit(run: Result) -> None:
