@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlsm_adapter.study_report.results import ZERO_SHOT
@@ -95,3 +95,8 @@ def fraction_size(fraction: str) -> float:
     except (ValueError, IndexError):
         return 0.0
     return number / 100 if fraction.endswith("%") else number
+
+
+def listed(names: Sequence[str]) -> str:
+    """``"A"``, ``"A and B"``, ``"A, B and C"``."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

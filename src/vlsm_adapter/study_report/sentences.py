@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vlsm_adapter.study_report.cells import points, reference_name, short_count
-from vlsm_adapter.study_report.naming import percent_or_cases
+from vlsm_adapter.study_report.naming import listed, percent_or_cases
 from vlsm_adapter.study_report.numbers import TableNumbers
 from vlsm_adapter.study_report.tables import Row, Setting
 
@@ -52,7 +52,7 @@ def _best(found: TableNumbers) -> list[str]:
             continue
         best = [label for label, number in numbers.items() if number.best]
         first = numbers[best[0]]
-        text = f"{data}: {_listed(best)} {'has' if len(best) == 1 else 'have'} the highest DSC, "
+        text = f"{data}: {listed(best)} {'has' if len(best) == 1 else 'have'} the highest DSC, "
         text += (
             f"{_mean(first.mean, first.std, first.ci_low, first.ci_high)} ({cases} cases, {_seeds(len(first.seeds))})"
         )
@@ -93,10 +93,10 @@ def _against_reference(found: TableNumbers) -> list[str]:
         else:
             none.append(row.label)
     where = "the data set" if len(data) == 1 else "every data set compared"
-    parts = [f"better on {where}: {_listed(better)}"] if better else []
-    parts += [f"on some: {_listed(mixed)}"] if mixed else []
-    parts += [f"worse on {where}: {_listed(worse)}"] if worse else []
-    parts += [f"no significant difference: {_listed(none)}"] if none else []
+    parts = [f"better on {where}: {listed(better)}"] if better else []
+    parts += [f"on some: {listed(mixed)}"] if mixed else []
+    parts += [f"worse on {where}: {listed(worse)}"] if worse else []
+    parts += [f"no significant difference: {listed(none)}"] if none else []
     count = found.tests["dice"]
     return [
         f"DSC against {reference} (p < 0.05 after Holm's correction over {count} "
@@ -164,7 +164,7 @@ def _leaks(tables: Sequence[TableNumbers]) -> list[str]:
                 "masks, and all of this flatters."
             ]
         return [
-            f"The words of level {level} may have been drawn from the true masks of {_listed(leaking)}: what is said of "
+            f"The words of level {level} may have been drawn from the true masks of {listed(leaking)}: what is said of "
             f"{'it' if len(leaking) == 1 else 'them'}, and averages with {'it' if len(leaking) == 1 else 'them'}, flatters."
         ]
     for other in tables[1:]:
@@ -183,7 +183,7 @@ def _leaks(tables: Sequence[TableNumbers]) -> list[str]:
                 means = "not evidence of better segmentation"
             else:
                 means = "the words may have been drawn from the true masks, and yet the scores are no higher"
-            where = "" if len(leaking) == len(other.table.data) else f"on {_listed(leaking)}, where they do, "
+            where = "" if len(leaking) == len(other.table.data) else f"on {listed(leaking)}, where they do, "
             lines.append(
                 f"With words that leak ({other.table.title[0].lower()}{other.table.title[1:]}) {where}the same methods score "
                 f"{points(mean)} points of DSC on average ({_paired(changes)}): {means}."
@@ -266,7 +266,3 @@ def _size(row: Row) -> str:
 
 def _seeds(count: int) -> str:
     return f"{count} seed{'' if count == 1 else 's'}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -61,8 +61,7 @@ def test_every_figure_in_every_format(numbers: tuple[list[TableNumbers], list[Ro
         width = int.from_bytes(content["png"][16:20], "big") / 60
         assert width == pytest.approx(style.COLUMN, abs=0.1) or width <= style.PAGE + 0.1
     with style.style():
-        figure = lines.draw_curves(numbers[0][0], style.looks_of(numbers[1]))
-        assert figure is not None
+        ((_, figure),) = lines.draw_curves(numbers[0][0], style.looks_of(numbers[1]))
         assert style.saved(figure, "svg") == drawn["learning_curves"][1]["svg"]  # equal numbers, equal bytes
 
 
@@ -179,6 +178,47 @@ def test_a_spider_is_of_rows_that_differ_in_their_parts_alone(fake: ModuleType, 
     }
 
 
+def test_a_spider_tells_of_what_it_draws_alone(fake: ModuleType, tmp_path: Path) -> None:
+    fake.write_study(tmp_path, methods=("dense_v", "dense_vl", "dense_vlc", "shallow_v"), seeds=(1,))
+    shutil.rmtree(next(tmp_path.glob("runs/isic/*/*/dense_vlc")))
+    shutil.rmtree(next(tmp_path.glob("runs/busi/*/*/shallow_v")))
+    tables, rows = numbers_of(tmp_path)
+    with style.style():
+        item, figure = next(one for one in draw.drawn(tables, rows, images=False) if one[0].name == "spider")
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"Dense V", "Dense VL"}
+    assert item.caption.startswith("V and VL of the dense adapter (residual), DSC in percent")
+    for text in (item.caption, item.alt):
+        assert "Shallow V and Dense VLC have no score on one of the data sets and are not drawn" in text
+    told = item.alt.split("not drawn")[1]
+    assert "Dense VL: " in told
+    assert "Dense VLC" not in told
+    assert "Shallow" not in told
+
+
+def test_eight_data_sets_are_all_drawn_and_named(fake: ModuleType, tmp_path: Path) -> None:
+    data = [f"set{number}" for number in range(9)]
+    fake.write_study(tmp_path, methods=("dense_v", "lora"), data=data, seeds=(1,), fractions=("100%", "10%"))
+    for folder in tmp_path.glob("runs/*/*/*/*/100pct/*/evaluation/*"):
+        if "set8" not in folder.parts:
+            fake.write_examples(folder, 0.7, count=1, size=(20, 30))
+    for file in tmp_path.glob("runs/set8/**/metrics.csv"):
+        file.unlink()
+    for folder in tmp_path.glob("runs/set8/*/*/*/10pct"):
+        shutil.rmtree(folder)
+    tables, rows = numbers_of(tmp_path)
+    with style.style():
+        drawn = {item.name: (item, figure) for item, figure in draw.drawn(tables, rows, images=True)}
+    for name in ("learning_curves", "labels", "qualitative"):
+        (first, one), (second, other) = drawn[name], drawn[f"{name}1"]
+        assert "(set0, set1, set2, set3)" in first.caption
+        assert "(set4, set5, set6, set7; there is nothing of set8)" in second.caption
+        assert "set3" in first.alt
+        assert "set8" in second.alt
+        shown = [text for figure in (one, other) for axis in figure.axes for text in (axis.get_title("left"), *(
+            text.get_text() for text in axis.texts))]  # fmt: skip
+        assert [text for text in shown if text.startswith("set")] == data[:8]
+
+
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=12))
 def test_the_axes_of_the_spider_hold_their_values(values: list[float]) -> None:
     low, high = spider.scale_of(values)
@@ -198,9 +238,8 @@ def test_epochs_are_whole_and_short_runs_take_seconds(fake: ModuleType, tmp_path
     tables, rows = numbers_of(tmp_path)
     looks = style.looks_of(rows)
     with style.style():
-        curves = lines.draw_curves(tables[0], looks)
+        ((_, curves),) = lines.draw_curves(tables[0], looks)
         bars = costs.draw_costs(costs_of(tables[0].table), looks)
-        assert curves is not None
         assert bars is not None
         curves.draw_without_rendering()
     low, high = curves.axes[0].get_xlim()
@@ -270,10 +309,9 @@ def test_labels_with_two_parts_and_with_three(fake: ModuleType, tmp_path: Path) 
     tables, rows = numbers_of(tmp_path)
     looks = style.looks_of(rows)
     with style.style():
-        assert lines.draw_labels(tables[:1], looks) is None
-        two, three = lines.draw_labels(tables[:2], looks), lines.draw_labels(tables, looks)
-    assert two is not None
-    assert three is not None
+        assert list(lines.draw_labels(tables[:1], looks)) == []
+        assert len(list(lines.draw_labels(tables[:2], looks))) == 1
+        ((_, three),) = lines.draw_labels(tables, looks)
     assert [label.get_text() for label in three.axes[0].get_xticklabels()] == ["10 %", "50 %", "100 %"]
 
 

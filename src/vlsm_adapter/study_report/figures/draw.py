@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 from vlsm_adapter.study_report.cells import duration, memory, short_count
 from vlsm_adapter.study_report.document import FigureItem
 from vlsm_adapter.study_report.extras import costs_of, peak_kinds, peak_title
 from vlsm_adapter.study_report.figures.costs import draw_costs
-from vlsm_adapter.study_report.figures.grid import draw_grid, strips_of
+from vlsm_adapter.study_report.figures.grid import Strip, draw_grids, strips_of
 from vlsm_adapter.study_report.figures.lines import draw_curves, draw_labels
 from vlsm_adapter.study_report.figures.pareto import draw_pareto, front_of, points_of
-from vlsm_adapter.study_report.figures.spider import draw_spider, left_out, spider_rows
+from vlsm_adapter.study_report.figures.spider import draw_spider, drawn_rows, is_web, left_out, spider_rows
 from vlsm_adapter.study_report.figures.style import FORMATS, check_matplotlib, looks_of, saved, style
-from vlsm_adapter.study_report.naming import percent_or_cases
+from vlsm_adapter.study_report.naming import listed, percent_or_cases
 from vlsm_adapter.study_report.numbers import TableNumbers
 from vlsm_adapter.study_report.tables import Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_Shown = TypeVar("_Shown", str, Strip)  # what a figure has a panel or a line of panels for
 
 
 def draw_all(
@@ -56,14 +59,10 @@ def drawn(tables: Sequence[TableNumbers], rows: Sequence[Row], images: bool) -> 
             if (figure := draw_spider(main, chosen)) is not None:
                 yield _spider(main, chosen, variant, f"spider{number or ''}", title), figure
         alike = [main, *(found for found in tables[1:] if _differs_in_labels_alone(main, found))]
-        if (figure := draw_labels(alike, looks)) is not None:
-            yield _labels(alike), figure
-    if images and (strips := strips_of(main.table)) and (figure := draw_grid(strips)) is not None:
-        yield _grid(strips), figure
-    if (figure := draw_curves(main, looks)) is not None:
-        text = "Validation DSC per epoch: mean over seeds, the band is from the lowest to the highest; other methods in grey"
-        item = FigureItem("learning_curves", f"{text}. {title}.", f"Line charts. {text}, one panel per data set.")
-        yield item, figure
+        yield from _figures(draw_labels(alike, looks), lambda data, part: _labels(alike, data, part), main.table.data)
+    strips = strips_of(main.table) if images else []
+    yield from _figures(draw_grids(strips), lambda some, part: _grid(some, part), main.table.data)
+    yield from _figures(draw_curves(main, looks), lambda data, part: _curves(title, data, part), main.table.data)
     costs = costs_of(main.table)
     if (figure := draw_costs(costs, looks)) is not None:
         both = len(peak_kinds(costs)) > 1
@@ -74,6 +73,41 @@ def drawn(tables: Sequence[TableNumbers], rows: Sequence[Row], images: bool) -> 
             for one in costs
         )
         yield FigureItem("costs", f"{text}. {title}.", f"Dot charts. {text}: {told}."), figure
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Which of several figures of one kind it is, for its name and its words.
+
+    Attributes:
+        ending: of its name: empty for the first.
+        several: there are others, so that its data sets are named.
+        lacking: data sets that are in none of them, told with the last.
+    """
+
+    ending: str
+    several: bool
+    lacking: Sequence[str]
+
+    def about(self, data: Sequence[str]) -> str:
+        """The data sets of this figure in brackets, where it does not show all that there are."""
+        told = [", ".join(dict.fromkeys(data))] if self.several or self.lacking else []
+        told += [f"there is nothing of {', '.join(self.lacking)}"] if self.lacking else []
+        return f" ({'; '.join(told)})" if told else ""
+
+
+def _figures(
+    figures: Iterable[tuple[list[_Shown], Figure]],
+    words: Callable[[list[_Shown], _Part], FigureItem],
+    data: Sequence[str],
+) -> Iterator[tuple[FigureItem, Figure]]:
+    """Figures that share the data sets, each with its words."""
+    every = list(figures)
+    shown = {one if isinstance(one, str) else getattr(one, "data", "") for some, _ in every for one in some}
+    lacking = [one for one in data if one not in shown]
+    for number, (some, figure) in enumerate(every):
+        last = number == len(every) - 1
+        yield words(some, _Part(str(number or ""), len(every) > 1, lacking if last else ())), figure
 
 
 def _differs_in_labels_alone(one: TableNumbers, other: TableNumbers) -> bool:
@@ -109,41 +143,57 @@ def _pareto_by_data(found: TableNumbers, title: str) -> FigureItem:
 
 
 def _spider(found: TableNumbers, rows: Sequence[Row], variant: str, name: str, title: str) -> FigureItem:
-    whole = len(found.table.data) >= 3
+    missing = list(rows)
+    rows, data = drawn_rows(found, rows)
+    missing = [row for row in missing if row not in rows]
+    whole = is_web(data)
     parts = [name.upper() for name in ("v", "vl", "vlc") if any(row.settings["parts"] == name for row in rows)]
-    text = f"{', '.join(parts[:-1])} and {parts[-1]} of the {' and '.join(dict.fromkeys(row.method for row in rows))} adapter"
+    text = f"{listed(parts)} of the {listed(list(dict.fromkeys(row.method for row in rows)))} adapter"
     text += f" ({variant})" if variant else ""
     for method, settings in left_out(found, rows).items():
         text += f", {method} with {settings} alone" if settings else ""
     text += ", DSC in percent; every axis has its own scale, written beside it" if whole else ", DSC in percent"
+    if missing:
+        names = listed([row.label for row in missing])
+        text += f"; {names} {'has' if len(missing) == 1 else 'have'} no score on one of the data sets and {'is' if len(missing) == 1 else 'are'} not drawn"
     told = []
     for row in rows:
         numbers = [
-            (data, number.mean)
-            for data in found.table.data
-            if (number := found.numbers.get((row.key, data, "dice"))) is not None
+            (one, number.mean) for one in data if (number := found.numbers.get((row.key, one, "dice"))) is not None
         ]
         told.append(
-            f"{row.label}: " + ", ".join(f"{data} {100 * mean:.1f}" for data, mean in numbers if mean is not None)
+            f"{row.label}: " + ", ".join(f"{one} {100 * mean:.1f}" for one, mean in numbers if mean is not None)
         )
     kind = "Spider chart" if whole else "Dot chart"
     return FigureItem(name, f"{text}. {title}.", f"{kind}. {text}. {'; '.join(told)}.")
 
 
-def _labels(tables: Sequence[TableNumbers]) -> FigureItem:
+def _labels(tables: Sequence[TableNumbers], data: Sequence[str], part: _Part) -> FigureItem:
     names = ", ".join(percent_or_cases(found.table.setting.fraction) for found in tables)
-    text = f"DSC with {names}, mean over seeds"
-    return FigureItem("labels", f"{text}.", f"Dot or line charts, one panel per data set: {text}, per method.")
+    text = f"DSC with {names}, mean over seeds{part.about(data)}"
+    return FigureItem(
+        f"labels{part.ending}", f"{text}.", f"Dot or line charts, one panel per data set: {text}, per method."
+    )
 
 
-def _grid(strips: Sequence[object]) -> FigureItem:
+def _curves(title: str, data: Sequence[str], part: _Part) -> FigureItem:
+    text = (
+        "Validation DSC per epoch: mean over seeds, the band is from the lowest to the highest; other methods in grey"
+    )
+    text += part.about(data)
+    name = f"learning_curves{part.ending}"
+    return FigureItem(name, f"{text}. {title}.", f"Line charts. {text}, one panel per data set.")
+
+
+def _grid(strips: Sequence[Strip], part: _Part) -> FigureItem:
     text = (
         "Image, ground truth (yellow line) and predictions (blue area, the number is the DSC of this case in percent)"
     )
+    text += part.about([strip.data for strip in strips])
     why = "The cases were chosen by a hash of their ids, before anything was scored; masks are of the lowest seed"
     count = len(strips)
     return FigureItem(
-        "qualitative",
+        f"qualitative{part.ending}",
         f"{text}. {why}.",
         f"Pictures of {count} case{'' if count == 1 else 's'}. {text}, for every method.",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import numpy as np
 from vlsm_adapter.errors import UserError
 from vlsm_adapter.examples import Example, read_examples
 from vlsm_adapter.overlays import draw_masks
-from vlsm_adapter.study_report.figures.style import BLUE, PAGE, new_figure
+from vlsm_adapter.study_report.figures.style import BLUE, PAGE, in_groups, new_figure
 from vlsm_adapter.study_report.tables import RowKey, Table
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _ACROSS = 8  # panels side by side
-_MOST_DATA = 4
+_DOWN = 4  # cases of a figure; more go into further ones
 _YELLOW = "#F0E442"
 
 
@@ -43,7 +44,7 @@ def strips_of(table: Table) -> list[Strip]:
     """One or two cases per data set, of the runs of the lowest seed: the first that all methods kept, else most."""
     per_data = 2 if len(table.data) <= 2 else 1
     found: list[Strip] = []
-    for data in table.data[:_MOST_DATA]:
+    for data in table.data:
         kept: dict[RowKey, dict[str, tuple[Example, str]]] = {}
         order: dict[str, int] = {}
         for row in table.rows:
@@ -88,10 +89,14 @@ def _strip(table: Table, data: str, case_id: str, kept: dict[RowKey, dict[str, t
     return Strip(data, first, masks, lacking)
 
 
-def draw_grid(strips: list[Strip]) -> Figure | None:
+def draw_grids(strips: Sequence[Strip]) -> Iterator[tuple[list[Strip], Figure]]:
+    """The strips, a few to a figure."""
+    for some in in_groups(strips, _DOWN) if strips else []:
+        yield some, draw_grid(some)
+
+
+def draw_grid(strips: Sequence[Strip]) -> Figure:
     """Panels in lines of eight; the truth is a yellow line, a prediction a blue area, its DSC stands above it."""
-    if not strips:
-        return None
     across = min(_ACROSS, max(2 + len(strip.masks) for strip in strips))
     lines: list[tuple[int, float]] = []  # of each: its strip, its height over its width
     for number, strip in enumerate(strips):

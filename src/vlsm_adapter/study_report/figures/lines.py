@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from vlsm_adapter.study_report.extras import Curve, curves_of
@@ -23,19 +23,27 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MOST_DATA = 4  # panels side by side
+_MOST_DATA = 4  # panels side by side; more data sets go into further figures
 
 
-def draw_curves(found: TableNumbers, looks: Mapping[RowKey, Look]) -> Figure | None:
-    """Validation Dice per epoch, mean and range over seeds; a column per data set, a line of panels per few methods."""
+def draw_curves(found: TableNumbers, looks: Mapping[RowKey, Look]) -> Iterator[tuple[list[str], Figure]]:
+    """Validation Dice per epoch, mean and range over seeds: a figure for every few data sets, with their names.
+
+    A column is a data set, a line of panels a few methods.
+    """
+    curves = curves_of(found.table)
+    known = [one for one in found.table.data if any(place == one for _, place in curves)]
+    for data in in_groups(known, _MOST_DATA):
+        rows = [row for row in found.table.rows if any((row.key, one) in curves for one in data)]
+        if rows:
+            yield data, _curves(curves, rows, data, looks)
+
+
+def _curves(
+    curves: Mapping[tuple[RowKey, str], Curve], rows: Sequence[Row], data: Sequence[str], looks: Mapping[RowKey, Look]
+) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
-    table = found.table
-    curves = curves_of(table)
-    data = [one for one in table.data if any(place == one for _, place in curves)][:_MOST_DATA]
-    rows = [row for row in table.rows if any((row.key, one) in curves for one in data)]
-    if not rows:
-        return None
     groups = in_groups(rows)
     figure = new_figure(PAGE, 0.35 + 1.55 * len(groups))
     axes = figure.subplots(len(groups), len(data), squeeze=False, sharex="col", sharey="col")
@@ -73,29 +81,31 @@ def _curve(axis: Axes, curve: Curve, look: Look, label: str) -> None:
     )  # fmt: skip
 
 
-def draw_labels(tables: Sequence[TableNumbers], looks: Mapping[RowKey, Look]) -> Figure | None:
-    """Dice against the part of labels used, of tables that differ in it alone.
+def draw_labels(tables: Sequence[TableNumbers], looks: Mapping[RowKey, Look]) -> Iterator[tuple[list[str], Figure]]:
+    """Dice against the part of labels used, of tables that differ in it alone; a figure for every few data sets.
 
     Two parts are drawn as two points on a line per method, three and more as curves.
     """
     tables = [found for found in tables if found.table.setting.fraction is not None]
     sizes = sorted({_share(found) for found in tables})
     if len(sizes) < 2:
-        return None
+        return
     by_size = {_share(found): found for found in tables}
     data = [one for one in by_size[sizes[-1]].table.data if any(one in by_size[size].table.data for size in sizes[:-1])]
-    rows = [
-        row
-        for row in by_size[sizes[-1]].table.rows
-        if sum(_dice(by_size[size], row, one) is not None for size in sizes for one in data) >= 2
-        and row.method != "zero_shot"
-    ]
-    if not rows or not data:
-        return None
     names = [_fraction_name(by_size[size]) for size in sizes]
-    if len(sizes) == 2:
-        return _two(by_size[sizes[0]], by_size[sizes[1]], rows, data[:_MOST_DATA], names, looks)
-    return _several([by_size[size] for size in sizes], rows, data[:_MOST_DATA], names, looks)
+    for some in in_groups(data, _MOST_DATA):
+        rows = [
+            row
+            for row in by_size[sizes[-1]].table.rows
+            if sum(_dice(by_size[size], row, one) is not None for size in sizes for one in some) >= 2
+            and row.method != "zero_shot"
+        ]
+        if not rows:
+            continue
+        if len(sizes) == 2:
+            yield some, _two(by_size[sizes[0]], by_size[sizes[1]], rows, some, names, looks)
+        else:
+            yield some, _several([by_size[size] for size in sizes], rows, some, names, looks)
 
 
 def _two(

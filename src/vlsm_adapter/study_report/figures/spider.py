@@ -71,16 +71,28 @@ def left_out(found: TableNumbers, rows: Sequence[Row]) -> dict[str, str]:
     return told
 
 
+def drawn_rows(found: TableNumbers, rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+    """The rows of a chart that are drawn, and its data sets: a shape of the web needs a corner on every axis."""
+    data = [one for one in found.table.data if any(_dice(found, row, one) is not None for row in rows)]
+    if not is_web(data):
+        return [row for row in rows if _values(found, row, data)], data
+    return [row for row in rows if len(_values(found, row, data)) == len(data)], data
+
+
+def is_web(data: Sequence[str]) -> bool:
+    """Whether there are axes enough for a web."""
+    return len(data) >= 3
+
+
 def draw_spider(found: TableNumbers, rows: Sequence[Row]) -> Figure | None:
     """The chart of ``rows``; below three data sets, where there is no web to spin, points on a line per data set.
 
     Every axis has its own scale, from the number at its inner end to the number at its rim.
     """
-    data = [one for one in found.table.data if any(_dice(found, row, one) is not None for row in rows)]
-    whole = [row for row in rows if all(_dice(found, row, one) is not None for one in data)]
-    if not data or not whole:
+    drawn, data = drawn_rows(found, rows)
+    if not drawn:
         return None
-    return _web(found, whole, data) if len(data) >= 3 else _lines(found, rows, data)
+    return _web(found, drawn, data) if is_web(data) else _lines(found, drawn, data)
 
 
 def scale_of(values: Sequence[float]) -> tuple[float, float]:

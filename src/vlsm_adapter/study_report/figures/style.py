@@ -11,13 +11,15 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vlsm_adapter.errors import ConfigError
 from vlsm_adapter.study_report.tables import Row, RowKey
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_Item = TypeVar("_Item")
 
 #: Width of one column and of both, in inches.
 COLUMN, PAGE = 3.5, 7.16
@@ -143,13 +145,13 @@ def percent_range(values: Sequence[float], *, margin: float = 0.08) -> tuple[flo
     return max(0.0, low), min(100.0, high) if high <= 102 else high
 
 
-def in_groups(rows: Sequence[Row], size: int = 6) -> list[list[Row]]:
-    """``rows`` in groups of at most ``size``, as equal as can be: more lines than that cannot be told apart."""
-    count = max(1, -(-len(rows) // size))
-    base, more = divmod(len(rows), count)
+def in_groups(items: Sequence[_Item], size: int = 6) -> list[list[_Item]]:
+    """``items`` in groups of at most ``size``, as equal as can be: more lines than that cannot be told apart."""
+    count = max(1, -(-len(items) // size))
+    base, more = divmod(len(items), count)
     groups, start = [], 0
     for number in range(count):
         end = start + base + (number < more)
-        groups.append(list(rows[start:end]))
+        groups.append(list(items[start:end]))
         start = end
     return groups
