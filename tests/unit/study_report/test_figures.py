@@ -210,8 +210,8 @@ def test_eight_data_sets_are_all_drawn_and_named(fake: ModuleType, tmp_path: Pat
         drawn = {item.name: (item, figure) for item, figure in draw.drawn(tables, rows, images=True)}
     for name in ("learning_curves", "labels", "qualitative"):
         (first, one), (second, other) = drawn[name], drawn[f"{name}1"]
-        assert "(set0, set1, set2, set3)" in first.caption
-        assert "(set4, set5, set6, set7; there is nothing of set8)" in second.caption
+        assert "; data sets: set0, set1, set2, set3." in first.caption
+        assert "; data sets: set4, set5, set6, set7; there is nothing of set8." in second.caption
         assert "set3" in first.alt
         assert "set8" in second.alt
         shown = [text for figure in (one, other) for axis in figure.axes for text in (axis.get_title("left"), *(

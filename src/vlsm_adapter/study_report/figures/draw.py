@@ -90,10 +90,10 @@ class _Part:
     lacking: Sequence[str]
 
     def about(self, data: Sequence[str]) -> str:
-        """The data sets of this figure in brackets, where it does not show all that there are."""
-        told = [", ".join(dict.fromkeys(data))] if self.several or self.lacking else []
+        """The data sets of this figure, where it does not show all that there are; else nothing."""
+        told = [f"data sets: {', '.join(dict.fromkeys(data))}"] if self.several or self.lacking else []
         told += [f"there is nothing of {', '.join(self.lacking)}"] if self.lacking else []
-        return f" ({'; '.join(told)})" if told else ""
+        return "".join(f"; {one}" for one in told)
 
 
 def _figures(
@@ -170,30 +170,28 @@ def _spider(found: TableNumbers, rows: Sequence[Row], variant: str, name: str, t
 
 def _labels(tables: Sequence[TableNumbers], data: Sequence[str], part: _Part) -> FigureItem:
     names = ", ".join(percent_or_cases(found.table.setting.fraction) for found in tables)
-    text = f"DSC with {names}, mean over seeds{part.about(data)}"
-    return FigureItem(
-        f"labels{part.ending}", f"{text}.", f"Dot or line charts, one panel per data set: {text}, per method."
-    )
+    text, shown = f"DSC with {names}, mean over seeds", part.about(data)
+    alt = f"Dot or line charts, one panel per data set: {text}, per method{shown}."
+    return FigureItem(f"labels{part.ending}", f"{text}{shown}.", alt)
 
 
 def _curves(title: str, data: Sequence[str], part: _Part) -> FigureItem:
     text = (
         "Validation DSC per epoch: mean over seeds, the band is from the lowest to the highest; other methods in grey"
     )
-    text += part.about(data)
-    name = f"learning_curves{part.ending}"
-    return FigureItem(name, f"{text}. {title}.", f"Line charts. {text}, one panel per data set.")
+    name, shown = f"learning_curves{part.ending}", part.about(data)
+    return FigureItem(name, f"{text}{shown}. {title}.", f"Line charts. {text}, one panel per data set{shown}.")
 
 
 def _grid(strips: Sequence[Strip], part: _Part) -> FigureItem:
     text = (
         "Image, ground truth (yellow line) and predictions (blue area, the number is the DSC of this case in percent)"
     )
-    text += part.about([strip.data for strip in strips])
+    shown = part.about([strip.data for strip in strips])
     why = "The cases were chosen by a hash of their ids, before anything was scored; masks are of the lowest seed"
     count = len(strips)
     return FigureItem(
         f"qualitative{part.ending}",
-        f"{text}. {why}.",
-        f"Pictures of {count} case{'' if count == 1 else 's'}. {text}, for every method.",
+        f"{text}{shown}. {why}.",
+        f"Pictures of {count} case{'' if count == 1 else 's'}. {text}, for every method{shown}.",
     )
