@@ -52,6 +52,7 @@ def finish(
                 raise DataError(
                     f'{draft.where}: says no prompt: add "prompts": {{"p1": ...}} (or "text"), or pass --prompt "polyp"'
                 )
+            _check_names(draft)
             case_id = names.name(draft, prompts)
         except _ListedTwice as twice:
             left_out.append(Skipped(twice.case_id, str(draft.image), str(twice)))
@@ -59,7 +60,8 @@ def finish(
         except DataError as error:
             if not skip_bad:
                 raise
-            left_out.append(Skipped(draft.case_id or _stem_id(draft.image_name), str(draft.image), str(error)))
+            name = draft.case_id or _stem_id(draft.image_name)
+            left_out.append(Skipped(_escaped(name), _escaped(draft.image), str(error)))
             continue
         records.append(
             Record(
@@ -77,6 +79,24 @@ def finish(
         )
     names.warn(dataset)
     return records, left_out
+
+
+def _check_names(draft: Draft) -> None:
+    """Refuse names that no text file of ours could hold.
+
+    Raises:
+        DataError: the name of the image or mask is not UTF-8, as on discs written elsewhere.
+    """
+    for path in filter(None, (draft.image, draft.mask)):
+        if _escaped(path) != str(path):
+            raise DataError(
+                f"{_escaped(path)}: the name is not UTF-8; rename the file, such as with 'convmv -f latin1 -t utf8 --notest'"
+            )
+
+
+def _escaped(name: object) -> str:
+    """With what is no text as backslash escapes."""
+    return str(name).encode("utf-8", "backslashreplace").decode()
 
 
 class _ListedTwice(Exception):

@@ -239,6 +239,21 @@ def test_one_case_with_other_words_is_another_case(tmp_path: Path) -> None:
     assert len(skipped) == 2
 
 
+def test_names_that_are_not_utf8_are_refused_or_listed(tmp_path: Path) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        for name in (b"good.png", "Müller.png".encode("latin1")):
+            try:
+                put(tmp_path / folder / os.fsdecode(name), mask=folder == "masks")
+            except OSError:
+                pytest.skip("this file system takes UTF-8 names alone")
+    with pytest.raises(DataError, match=r"M\\udcfcller.png: the name is not UTF-8; rename"):
+        load_records(tmp_path, prompt="polyp")
+    records, skipped = load_records(tmp_path, prompt="polyp", skip_bad=True)
+    assert [record.case_id for record in records] == ["good"]
+    f"{skipped[0].case_id}{skipped[0].path}{skipped[0].reason}".encode()
+
+
 def test_very_long_names_make_short_ids(tmp_path: Path) -> None:
     for name in ("a" * 60 + "/" + "b" * 200, "a" * 60 + "/" + "b" * 201):
         put(tmp_path / "images" / f"{name}.png")
