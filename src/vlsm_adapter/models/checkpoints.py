@@ -183,9 +183,12 @@ def hash_folder(folder: Path) -> str:
     Of large files it is kept (:mod:`.known_hashes`).
 
     Raises:
-        ModelError: a file is truncated or not safetensors.
+        ModelError: there are none (any more), or a file is truncated or not safetensors.
     """
-    return hash_of(weights_files(folder), lambda: _hash_tensors_in(folder))
+    paths = weights_files(folder)
+    if not paths:  # the hash of nothing would go into an adapter's folder, which then fits no base
+        raise ModelError(f"{folder}: the weights that the model was loaded from are gone; put them back there")
+    return hash_of(paths, lambda: _hash_tensors_in(folder))
 
 
 def _hash_tensors_in(folder: Path) -> str:

@@ -257,3 +257,12 @@ def test_tiny_model_comes_with_the_package() -> None:
     logits = model(model.preprocess([torch.zeros(9, 9, 3, dtype=torch.uint8).numpy()]), *model.tokenize(["polyp"]))
     assert logits.shape == (1, 1, *model.preprocessing.size)
     assert logits.isfinite().all()
+
+
+def test_a_base_whose_files_have_gone_has_no_hash(base_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(base_folder, folder)
+    model = load_model(folder)
+    shutil.rmtree(folder)
+    with pytest.raises(ModelError, match="the weights that the model was loaded from are gone"):
+        _ = model.base_hash
