@@ -1,7 +1,7 @@
 """The command ``vlsm``: each verb parses its options, then calls one function.
 
 Exit codes: 0 done; 2 something the user gave is wrong, in one line; 3 ``data check`` or ``doctor`` found something;
-130 stopped by Ctrl-C, resumable; 1 our fault.
+130 stopped by Ctrl-C; 1 our fault.
 Nothing heavy is imported before a verb runs, so that ``vlsm --help`` answers at once.
 """
 
@@ -33,6 +33,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data_app, name="data")
+
+_STOPPED = 130  # the exit code of Ctrl-C
 
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of a recipe, e.g. train.warmup=0.1.")
@@ -350,12 +352,14 @@ def main() -> None:
     """Run the command line; errors of the user end in one line and exit code 2."""
     try:
         code = app(standalone_mode=False)
+        if code == _STOPPED:
+            raise KeyboardInterrupt  # typer makes an exit code of Ctrl-C, without a word
     except UserError as error:
         _complain(str(error))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         _complain("stopped")
-        sys.exit(130)
+        sys.exit(_STOPPED)
     except BrokenPipeError:  # the reader of our output went away, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -372,7 +376,7 @@ def main() -> None:
             _complain(f"{error.filename or 'output'}: {error.strerror}; free disk space or choose another folder")
             sys.exit(2)
         if type(error).__name__ in ("Abort", "Exit"):
-            sys.exit(getattr(error, "exit_code", 130))
+            sys.exit(getattr(error, "exit_code", _STOPPED))
         if os.environ.get("VLSM_DEBUG"):
             raise
         _complain(

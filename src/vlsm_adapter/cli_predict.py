@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -88,20 +90,37 @@ def predict(
     from vlsm_adapter.predict_files import predict_files
 
     console = Console(quiet=quiet)
-    predictor = Predictor.load(run, base=model, threshold=threshold, precision=precision)
-    if precision != "fp32":
-        console.say(f"precision {predictor.precision}")
-    report = predict_files(
-        predictor,
-        files,
-        prompt,
-        out,
-        options=options,
-        read=read,
-        overwrite=overwrite,
-        skip_bad=skip_bad,
-        workers=workers,
-        ray=ray,
-        console=console,
-    )
+    with _told_how_to_go_on(out, overwrite=overwrite):
+        predictor = Predictor.load(run, base=model, threshold=threshold, precision=precision)
+        if precision != "fp32":
+            console.say(f"precision {predictor.precision}")
+        report = predict_files(
+            predictor,
+            files,
+            prompt,
+            out,
+            options=options,
+            read=read,
+            overwrite=overwrite,
+            skip_bad=skip_bad,
+            workers=workers,
+            ray=ray,
+            console=console,
+        )
     console.say(str(report))
+
+
+@contextmanager
+def _told_how_to_go_on(out: Path, *, overwrite: bool) -> Iterator[None]:
+    """Ctrl-C ends with the way to go on, where ``out`` has a journal to go on from."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        from vlsm_adapter.interrupt import Interrupted
+        from vlsm_adapter.predict_journal import NAME
+
+        if not (out / NAME).is_file():
+            raise
+        # With it, the same command would do everything anew.
+        without = " without --overwrite" if overwrite else ""
+        raise Interrupted(f"stopped; the same command{without} goes on: {out} keeps what is done") from None

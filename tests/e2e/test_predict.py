@@ -187,3 +187,33 @@ def test_its_own_outputs_are_no_inputs(
         answer = vlsm("predict", adapter, ".", "--prompt", "polyp")
         assert answer.code == 0, answer.err
         assert "2 masks of 2 images" in answer.err
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+def test_ctrl_c_says_that_the_same_command_goes_on(
+    vlsm: Run, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: list[str]
+) -> None:
+    from vlsm_adapter.predict_journal import Journal
+
+    command = ["predict", adapter, pictures(tmp_path / "data", 2), "--prompt", "polyp", "-o", tmp_path / "out"]
+
+    def stopped_after(when: str) -> str:
+        as_it_is = getattr(Journal, when)
+
+        def stopping(*arguments: object, **options: object) -> None:
+            as_it_is(*arguments, **options)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, when, stopping)
+            answer = vlsm(*command, *overwrite)
+        assert answer.code == 130, answer.err
+        return str(answer.error)
+
+    assert stopped_after("__init__") == "vlsm: error: stopped"  # nothing is there to go on from
+    how = " without --overwrite" if overwrite else ""
+    says = f"vlsm: error: stopped; the same command{how} goes on: {tmp_path / 'out'} keeps what is done"
+    assert stopped_after("finish") == says
+    answer = vlsm(*command)
+    assert answer.code == 0, answer.err
+    assert "1 of 2 are done already" in answer.err
