@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import math
+import os
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +15,8 @@ from vlsm_adapter.adapters.folder import CONFIG_NAME, AdapterManifest, read_mani
 from vlsm_adapter.errors import AdapterError, UserError, nearest
 from vlsm_adapter.run_folder import RunFolder
 from vlsm_adapter.serve.problems import Refused
+
+logger = logging.getLogger("vlsm_adapter")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -20,7 +26,7 @@ class Shelved:
     """An adapter in the folder.
 
     Attributes:
-        name: of its folder, or of its run's.
+        name: of its folder, or of its run's, made safe by ``served_name``.
         folder: the adapter folder.
         manifest: what it says of itself; None where it cannot be read.
         problem: why it cannot be loaded, or None.
@@ -62,6 +68,7 @@ class Library:
         if not self.root.is_dir():
             raise UserError(f"{root}: no such folder: give a folder of adapters or runs, or one of them")
         self._single = _adapter_in(self.root) is not None
+        self._told: set[str] = set()
 
     def names(self) -> list[str]:
         """Of all adapters in the folder, sorted."""
@@ -92,16 +99,39 @@ class Library:
             entries = sorted(self.root.iterdir())
         except OSError as error:
             raise UserError(f"{self.root}: cannot be read ({error.strerror or error})") from error
-        root = self.root.resolve()
         folders: dict[str, Path] = {}
-        for entry in entries:
-            if not _NAME.fullmatch(entry.name) or not entry.is_dir():
-                continue
-            found = _adapter_in(entry)
+        # Those that keep their names come first: no other folder can take one from them.
+        for entry in sorted(entries, key=lambda entry: served_name(entry.name) != entry.name):
+            found = None if entry.name.startswith(".") or not entry.is_dir() else _adapter_in(entry)
             # A link out of the folder would serve what nobody put there.
-            if found is not None and found.resolve().is_relative_to(root):
-                folders[entry.name] = found
+            if found is None or not found.resolve().is_relative_to(self.root.resolve()):
+                continue
+            name = served_name(entry.name)
+            if name in folders:
+                self._tell_once(logging.WARNING, f"{entry}: passed over, another folder is served as {name}; rename it")
+                continue
+            if name != entry.name:
+                self._tell_once(logging.INFO, f"{entry}: served as {name}")
+            folders[name] = found
         return folders
+
+    def _tell_once(self, level: int, line: str) -> None:
+        if line not in self._told:
+            self._told.add(line)
+            logger.log(level, "%s", line.encode(errors="replace").decode())
+
+
+def served_name(folder: str) -> str:
+    """The name that a folder is served under: its own where that is safe in a URL, else one made of it.
+
+    The hash keeps ``my set`` and ``my_set`` apart whatever else stands beside them, so that a name never moves to another
+    folder.
+    """
+    if _NAME.fullmatch(folder):
+        return folder
+    letters = unicodedata.normalize("NFKD", folder).encode("ascii", "ignore").decode()
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", letters).strip("-._")[:80] or "adapter"
+    return f"{plain}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]}"
 
 
 def _own_name(folder: Path) -> str:

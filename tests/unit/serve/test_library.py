@@ -79,3 +79,40 @@ def test_an_adapter_put_there_later_is_found(adapters: Path, tmp_path: Path) -> 
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         Library(tmp_path / "nowhere")
+
+
+def test_names_with_blanks_and_umlauts_are_served_under_safe_ones(
+    adapters: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import re
+    import shutil
+
+    caplog.set_level("INFO", "vlsm_adapter")
+    odd = ["my ultrasound-tiny", "my_ultrasound-tiny", "müller", "my  ultrasound-tiny", "超音波", "-x", "n" * 120]
+    for name in odd:
+        shutil.copytree(adapters / "polyp", tmp_path / name)
+    shutil.copytree(adapters / "polyp", tmp_path / ".half-written")
+    library = Library(tmp_path)
+    names = library.names()
+    assert len(names) == len(odd)
+    assert all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) for name in names)
+    assert {library.find(name).folder for name in names} == {tmp_path / name for name in odd}
+    (served,) = [name for name in names if name.startswith("muller-")]
+    with pytest.raises(Refused):
+        library.find("müller")  # by the listed names alone
+    assert caplog.text.count(f"müller: served as {served}") == 1
+
+
+def test_a_folder_never_takes_the_name_of_another(
+    adapters: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import shutil
+
+    from vlsm_adapter.serve.library import served_name
+
+    for name in ("a b", served_name("a b")):
+        shutil.copytree(adapters / "polyp", tmp_path / name)
+    library = Library(tmp_path)
+    assert library.find(served_name("a b")).folder == tmp_path / served_name("a b")
+    assert library.names() == [served_name("a b")]
+    assert "a b: passed over" in caplog.text
