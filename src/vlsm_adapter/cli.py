@@ -286,8 +286,14 @@ def prompts(
     if out is not None:
         check_out(out, data)
     cases = load_cases(data, prompt=prompt, skip_bad=bool(skip_bad))
-    for case in describe_cases(cases.all[:show], known, on_bad=(lambda *_: None) if skip_bad else None):
-        typer.echo(shown_prompts(case, chosen))
+    bad: list[str] = []
+    for described in describe_cases(
+        cases.all[:show], known, on_bad=(lambda _, reason: bad.append(reason)) if skip_bad else None
+    ):
+        typer.echo(shown_prompts(described, chosen))
+    if out is None:
+        for reason in [*(case.reason for case in cases.skipped), *bad]:
+            console.say(f"  left out: {reason}")
     if out is not None:
         with console.bar("describing", len(cases.all)) as advance:
             tally = write_prompts(
@@ -300,7 +306,8 @@ def prompts(
                 skip_bad=bool(skip_bad),
                 progress=advance,
             )
-        for line in told(tally, out):
+        tally.skipped[:0] = cases.skipped
+        for line in told(tally, out, skip_bad=bool(skip_bad)):
             console.say(line)
 
 

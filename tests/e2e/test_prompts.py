@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,3 +99,23 @@ def test_a_missing_data_set(vlsm: Callable, tmp_path: Path) -> None:
     assert answer.code == 2
     assert "no such folder" in answer.error
     assert not list(tmp_path.iterdir())
+
+
+def test_bad_cases_are_listed_and_the_next_command_works(vlsm: Callable, phantoms: Path, tmp_path: Path) -> None:
+    data = tmp_path / "my data"
+    shutil.copytree(phantoms, data)
+    mask = next(path for path in sorted(data.rglob("*.png")) if "mask" in str(path.parent))
+    mask.write_bytes(b"no picture")
+    out = tmp_path / "my prompts.jsonl"
+    answer = vlsm("prompts", data, "--out", out, "--skip-bad")
+    assert answer.code == 0, answer.err
+    assert answer.err.count("  left out: ") == 1
+    assert str(mask) in answer.err
+    (line,) = [line for line in answer.err.splitlines() if line.startswith("next: ")]
+    command = shlex.split(line.removeprefix("next: "))
+    assert command == ["vlsm", "train", "--data", str(out), "--level", "random", "--skip-bad"]
+    assert vlsm("data", "show", out).code == 2
+    assert vlsm("data", "show", out, "--skip-bad").code == 0
+
+    answer = vlsm("prompts", data, "--show", "1", "--skip-bad")
+    assert answer.err.count("  left out: ") == 1

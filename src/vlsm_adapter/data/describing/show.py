@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 
 from vlsm_adapter.data.describing.measure import NUMBERS, Words
@@ -35,8 +36,8 @@ def _measured(words: Words) -> str:
     return ", ".join(f"{name} {word}" for name, word in said.items()) + specks
 
 
-def told(tally: Tally, out: str | os.PathLike[str]) -> Iterator[str]:
-    """The lines that end the command."""
+def told(tally: Tally, out: str | os.PathLike[str], *, skip_bad: bool = False) -> Iterator[str]:
+    """The lines that end the command; what comes next needs ``skip_bad`` too, where it left cases out."""
     yield from (f"  {line}" for line in tally.lines())
     if tally.empty:
         yield f'  empty masks: {tally.empty}; p1 and p7 name the class all the same, p5 and later say "no ..."'
@@ -45,4 +46,6 @@ def told(tally: Tally, out: str | os.PathLike[str]) -> Iterator[str]:
         yield f"  no description, so no p7, p8, p9: {names}; add it to a file for --classes"
     for case in tally.skipped:
         yield f"  left out: {case.reason}"
-    yield f"prompts of {tally.cases} cases: {out} (p1 and p7 are leak-free)\nnext: vlsm train --data {out} --level random"
+    yield f"prompts of {tally.cases} cases: {out} (p1 and p7 are leak-free)"
+    command = ["vlsm", "train", "--data", os.fspath(out), "--level", "random"]
+    yield f"next: {shlex.join([*command, *(['--skip-bad'] if skip_bad and tally.skipped else [])])}"
