@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -109,7 +110,9 @@ def train(
         from vlsm_adapter.train import train as train_run
 
         folder = train_run(settings, out or Path("runs") / f"{name}-s{settings.train.seed}", console=console)
-    console.say(f"adapter: {folder.adapter}\nnext: vlsm evaluate {folder.path}")
+    console.say(f"adapter: {folder.adapter}")
+    if folder.data().get("splits", {}).get("test", True):  # evaluation needs test cases
+        console.say(f"next: {shlex.join(['vlsm', 'evaluate', str(folder.path)])}")
 
 
 @app.command()

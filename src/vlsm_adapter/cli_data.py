@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -199,7 +200,7 @@ def _report_prepared(summary: Any, console: Any) -> None:
     if len(summary.skipped) > 10:
         console.warn(f"and {len(summary.skipped) - 10} more, all in {Path(summary.out) / 'dataset.json'}")
     resumed = f" ({summary.resumed} of them by an earlier call)" if summary.resumed else ""
-    console.say(f"{summary}{resumed}\nnext: vlsm data show {summary.out}")
+    console.say(f"{summary}{resumed}\nnext: {shlex.join(['vlsm', 'data', 'show', str(summary.out)])}")
 
 
 @data_app.command("import")

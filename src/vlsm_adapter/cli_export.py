@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -47,6 +48,5 @@ def export(
         overwrite=overwrite,
         console=console,
     )
-    console.say(
-        f"exported: {folder}\nnext: python {folder / 'runtime.py'} {folder} IMAGE --prompt polyp --out mask.png"
-    )
+    command = ["python", str(folder / "runtime.py"), str(folder), "IMAGE", "--prompt", "polyp", "--out", "mask.png"]
+    console.say(f"exported: {folder}\nnext: {shlex.join(command)}")

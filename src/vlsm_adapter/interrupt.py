@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import threading
 from collections.abc import Iterator
@@ -48,4 +49,4 @@ class StopSignal:
     def check(self, folder: RunFolder) -> None:
         """Raise Interrupted if a stop was asked for; the state has just been saved."""
         if self.requested:
-            raise Interrupted(f"stopped; continue with: vlsm train --resume {folder.path}")
+            raise Interrupted(f"stopped; continue with: vlsm train --resume {shlex.quote(str(folder.path))}")

@@ -7,6 +7,7 @@ another.
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -96,7 +97,8 @@ def compare(
                 executor.close()
                 write_status(plan)
             if stop.requested:
-                raise Interrupted(f"stopped; the same command continues: vlsm compare {file} --out {out}")
+                command = shlex.join(["vlsm", "compare", str(file), "--out", str(out)])
+                raise Interrupted(f"stopped; the same command continues: {command}")
     for label, error in failures.items():
         console.warn(f"{label}: {error}")
     done = sum(plan.finished(cell) for cell in plan.selected)
