@@ -131,6 +131,10 @@ def _add_questions(app: FastAPI, service: Service) -> None:
     async def segment_file(request: Request) -> Response:
         """Upload an image and ask about it, in one request; ``adapter`` may be given several times."""
         form = await read_form(request, service.settings)
+        if not form.prompts:
+            raise Refused(
+                422, "no prompt: say what to segment in the field 'prompt', once or several times", field="prompt"
+            )
         _check_prompts(service, [prompt for _ in form.adapters for prompt in form.prompts])
         image = await service.upload(form.content, form.name)
         queries = [Asked(prompt, adapter, form.threshold) for adapter in form.adapters for prompt in form.prompts]

@@ -53,7 +53,9 @@ class AdapterCard(BaseModel):
     method: str | None
     threshold: float | None = Field(description="Probability above which a pixel is foreground.")
     classes: list[str] = Field(description="Examples of prompts it was trained with.")
-    scores: dict[str, float] | None = Field(description="Mean of each metric on its test split.")
+    scores: dict[str, float] | None = Field(
+        description="By name what was measured as it was trained, e.g. 'validation Dice'."
+    )
     trained_on: str | None
     problem: str | None = Field(description="Why it cannot be loaded; null where it can.")
 

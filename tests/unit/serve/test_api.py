@@ -107,6 +107,7 @@ def test_upload_and_ask_in_one_request(serving: Callable, picture: np.ndarray) -
         for field, value in (("threshold", "2"), ("threshold", "nan"), ("frame", "-1"), ("return", "x"), ("nix", "1")):
             refused(await http.post("/v1/segment/file", files=file, data={**data, field: value}), 422, field=field)
         refused(await http.post("/v1/segment/file", files=file, data={"prompt": " "}), 422, field="prompt")
+        refused(await http.post("/v1/segment/file", files=file), 422, "no prompt", "prompt")
         refused(await http.post("/v1/segment/file", data={"prompt": "a"}, files={"other": b""}), 422)
 
     run(call, serving)
