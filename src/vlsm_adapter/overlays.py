@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from vlsm_adapter.fonts import drawable, drawing_font
 
 YELLOW = (240, 228, 66)
 SKY_BLUE = (86, 180, 233)
@@ -129,14 +131,13 @@ def _grown(area: np.ndarray) -> np.ndarray:
 
 
 def _text(pen: ImageDraw.ImageDraw, at: tuple[int, int], text: str, width: int) -> None:
-    pen.text(at, _shortened(text, width), fill=BLACK, font=ImageFont.load_default(_FONT))
+    pen.text(at, _shortened(text, width), fill=BLACK, font=drawing_font(_FONT))
 
 
 def _shortened(text: str, width: int, ending: str = "") -> str:
     """``text`` on one line of at most ``width`` pixels, ``ending`` kept."""
-    # Pillow's own font draws Latin letters; others would be boxes.
-    text = " ".join(text.split()).encode("latin-1", "replace").decode("latin-1")
-    font = ImageFont.load_default(_FONT)
+    text = drawable(" ".join(text.split()))
+    font = drawing_font(_FONT)
     if font.getlength(text + ending) <= width:
         return text + ending
     fitting, too_long = 0, len(text)

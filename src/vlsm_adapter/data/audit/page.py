@@ -14,11 +14,12 @@ from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from vlsm_adapter.data.audit.findings import SEVERITIES, Evidence, Finding, plural
 from vlsm_adapter.data.audit.pixels import THUMBNAIL, Look
 from vlsm_adapter.data.audit.sizes import shares_by_split
+from vlsm_adapter.fonts import drawable, drawing_font
 
 if TYPE_CHECKING:
     from vlsm_adapter.data.audit.run import Audit, SetAudit
@@ -93,10 +94,10 @@ def _sheet(rows: Sequence[tuple[str, Sequence[tuple[bytes, str]]]], across: int 
     cell, strip = THUMBNAIL + 4, 18
     lines = [-(-len(cells) // across) for _, cells in rows]
     canvas = Image.new("RGB", (across * cell, sum(strip + count * (cell + strip) for count in lines)), "white")
-    pen, font, top = ImageDraw.Draw(canvas), ImageFont.load_default(12), 0
+    pen, font, top = ImageDraw.Draw(canvas), drawing_font(12), 0
 
     def write(at: tuple[int, int], text: str, width: int) -> None:
-        text = text.encode("latin-1", "replace").decode("latin-1")
+        text = drawable(text)
         while font.getlength(text) > width and len(text) > 1:
             text = text[: int(len(text) * 0.95)]
         pen.text(at, text, fill="black", font=font)
