@@ -122,12 +122,14 @@ class AdapterSection:
         resume_from: adapter folder, or hub id at a commit, whose weights training begins from; method, settings and base
             must be its own (``--resume-from`` takes them over).
         parent: what that adapter is: ``sha256`` of its weights file, ``data`` it was trained on, ``id`` on a hub.
+        divided: data folder to the keys that its run, and those before it, divided it by: what was a test case stays one.
     """
 
     method: str = "dense"
     settings: Mapping[str, Any] = field(default_factory=dict)
     resume_from: str | None = None
     parent: Mapping[str, Any] = field(default_factory=dict)
+    divided: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from vlsm_adapter.pictures import draw_cases
 from vlsm_adapter.predict import DEFAULT_THRESHOLD, adapter_folder
 from vlsm_adapter.prober import Prober, write_sensitivity
 from vlsm_adapter.report import write_report
+from vlsm_adapter.resume_from import cases_for, division_of, own_division
 from vlsm_adapter.run_folder import RunFolder
 from vlsm_adapter.scoring import (
     DEFAULT_BATCH_SIZE,
@@ -134,15 +135,10 @@ def evaluate_run(
     cases = load_cases(
         config.data.path if data is None else data,
         prompt=prompt if data is not None or prompt is not None else config.data.prompt,
-        # Folds and subsets are of the run's own data.
-        division=config.data.division(split)
-        if data is None
-        else Division(config.data.split_seed, config.data.fractions),
+        division=own_division(config, split) if data is None else division_of(config, data),
         skip_bad=config.data.skip_bad if skip_bad is None else skip_bad,
     )
     if calibrate and config.data.val_path is not None:
-        from vlsm_adapter.resume_from import cases_for
-
         cases = cases_for(config)  # validation cases of other data, as in training
     if data is None:
         cases.skipped += _left_out_in_training(trained, split, cases)

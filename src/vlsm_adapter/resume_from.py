@@ -17,10 +17,11 @@ from vlsm_adapter.adapters import adapter_config, tuner
 from vlsm_adapter.adapters.attach import active
 from vlsm_adapter.adapters.folder import WEIGHTS_NAME, AdapterManifest, parent_text, read_manifest, read_weights
 from vlsm_adapter.adapters.hub import HubId
-from vlsm_adapter.config import RunConfig
+from vlsm_adapter.config import DataConfig, RunConfig
 from vlsm_adapter.data.cases import Cases, load_cases
 from vlsm_adapter.data.digests import FileDigests
 from vlsm_adapter.data.division import Division
+from vlsm_adapter.data.entries import real_folder
 from vlsm_adapter.errors import AdapterError, ConfigError, DataError
 from vlsm_adapter.predict import adapter_folder
 from vlsm_adapter.run_folder import RunFolder
@@ -66,9 +67,10 @@ def config_from(
         "train.lr": LR,
     }
     without = {key: value for key, value in defaults.items() if key != "adapter.settings"}
-    _check_method(
-        RunConfig.load(file, overrides, assign, without), manifest, str(adapter)
-    )  # else its settings are amiss
+    asked = RunConfig.load(file, overrides, assign, without)
+    _check_method(asked, manifest, str(adapter))  # else its settings are amiss
+    divided = _divided_by(folder)
+    defaults.update(_as_before(divided, asked))
     config = RunConfig.load(file, overrides, assign, defaults)
     _check_same(config, manifest, str(adapter))
     parent = {"sha256": weights_hash(folder)}
@@ -78,7 +80,7 @@ def config_from(
     hub = None if Path(adapter).exists() else HubId.parse(adapter)
     if hub is not None:
         place = parent["id"] = f"{hub.repo}@{folder.name}"  # of this commit, whatever is pushed later
-    return replace(config, adapter=replace(config.adapter, resume_from=place, parent=parent))
+    return replace(config, adapter=replace(config.adapter, resume_from=place, parent=parent, divided=divided))
 
 
 def start_from(model: PromptSegmenter, config: RunConfig) -> str:
@@ -115,6 +117,40 @@ def start_from(model: PromptSegmenter, config: RunConfig) -> str:
     return f"training begins from {parent_text({'sha256': found, **config.adapter.parent})}"
 
 
+def own_division(config: RunConfig, split: str | None = None) -> Division:
+    """How a run divides its own data, for the use of ``split``.
+
+    With other data to validate on all cases train, but for those that the parent kept for its test.
+    """
+    division = config.data.division(split)
+    known = config.adapter.divided.get(_place(config.data.path))
+    if config.data.val_path is None or known is None:
+        return division
+    train, val, test = known["fractions"]
+    return replace(division, seed=int(known["split_seed"]), fractions=(train + val, 0.0, test))
+
+
+def division_of(config: RunConfig, path: str | Path) -> Division:
+    """How a run divides data that is not its own: as the parent did that was trained on it, else as the data says.
+
+    Folds, split files and subsets of the run are of its own data.
+    """
+    known = config.adapter.divided.get(_place(path))
+    if known is not None:
+        return Division(
+            int(known["split_seed"]),
+            tuple(known["fractions"]),
+            known["split_file"],
+            known["fold"],
+            None,
+            known["stratify"],
+        )
+    fractions = config.data.fractions
+    if config.adapter.resume_from is not None and tuple(fractions) == FRACTIONS:
+        fractions = DataConfig.fractions  # those of a few corrections would take the test part for validation
+    return Division(config.data.split_seed, fractions)
+
+
 def cases_for(config: RunConfig) -> Cases:
     """The cases of a run: those of its data, and those of the data to validate on, where that is another.
 
@@ -126,7 +162,7 @@ def cases_for(config: RunConfig) -> Cases:
     cases = load_cases(
         config.data.path,
         prompt=config.data.prompt,
-        division=config.data.division(),
+        division=own_division(config),
         skip_bad=config.data.skip_bad,
     )
     if config.data.val_path is not None:
@@ -144,7 +180,7 @@ def _validate_on(cases: Cases, config: RunConfig) -> None:
     other = load_cases(
         path,
         prompt=config.data.prompt,
-        division=Division(config.data.split_seed, config.data.fractions),
+        division=division_of(config, path),
         skip_bad=config.data.skip_bad,
     )
     train = [record for record in cases.all if record.split == "train"]
@@ -187,6 +223,41 @@ def _training_level(folder: Path) -> str | None:
     """The prompt level that the run of this adapter trained with, where it lies in its run."""
     run = RunFolder(folder.parent)
     return run.config().data.level if folder.name == run.adapter.name and run.config_file.is_file() else None
+
+
+def _divided_by(folder: Path) -> dict[str, Any]:
+    """Data folder to how the run of this adapter, and those that it began from, divided it; empty outside a run."""
+    run = RunFolder(folder.parent)
+    if folder.name != run.adapter.name or not run.config_file.is_file():
+        return {}
+    config = run.config()
+    divided = config.adapter.divided
+    if config.data.val_path is not None:  # all of its own data trained
+        other = config.data.val_path
+        return {**divided, _place(other): _keys_of(division_of(config, other))}
+    return {**divided, _place(config.data.path): _keys_of(config.data.division())}
+
+
+def _keys_of(division: Division) -> dict[str, Any]:
+    return {
+        "split_seed": division.seed,
+        "fractions": list(division.fractions),
+        "split_file": division.split_file,
+        "fold": division.fold,
+        "stratify": division.stratify,  # no subset: it thins the training cases alone, and is each run's own
+    }
+
+
+def _as_before(divided: Mapping[str, Any], asked: RunConfig) -> dict[str, Any]:
+    """Defaults by which data that the parent was trained on is divided as it divided it."""
+    known = divided.get(_place(asked.data.path), {})
+    if asked.data.fold is not None or asked.data.split_file is not None:  # asked for: instead of the parent's
+        known = {key: value for key, value in known.items() if key not in ("fold", "split_file")}
+    return {f"data.{key}": value for key, value in known.items()}
+
+
+def _place(path: str | Path) -> str:
+    return str(real_folder(path))
 
 
 def _check_method(config: RunConfig, manifest: AdapterManifest, adapter: str) -> None:

@@ -118,3 +118,55 @@ def test_hostile_and_mistaken_requests(vlsm: Callable, phantoms: Path, parent: P
     answer = vlsm("train", "--resume", parent, "--resume-from", parent)
     assert answer.code == 2
     assert "takes the run's own configuration" in answer.error
+
+
+# -- data that names no splits -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def undivided(phantoms: Path, tmp_path: Path) -> Path:
+    """The phantoms as a manifest without splits, so that runs divide them."""
+    folder = tmp_path / "undivided"
+    shutil.copytree(phantoms, folder / "files")
+    lines = []
+    for record in load_records(phantoms)[0]:
+        image, mask = (f"files/{Path(str(file)).relative_to(phantoms)}" for file in (record.image, record.mask))
+        lines.append(json.dumps({"case_id": record.case_id, "image": image, "mask": mask, "text": "polyp"}) + "\n")
+    (folder / "records.jsonl").write_text("".join(lines))
+    return folder
+
+
+def splits_of(run: Path) -> dict[str, set[str]]:
+    return {name: set(cases) for name, cases in json.loads((run / "data.json").read_text())["splits"].items()}
+
+
+def test_the_parents_test_cases_stay_test_cases(
+    vlsm: Callable, phantoms: Path, undivided: Path, base_folder: Path, tmp_path: Path
+) -> None:
+    parent, child = tmp_path / "parent", tmp_path / "child"
+    asked = ("--model", base_folder, "--set", "data.split_seed=3", "-o", parent, *FAST)
+    assert vlsm("train", "--data", undivided, *asked).code == 0
+    before = splits_of(parent)
+    data = corrections(phantoms, tmp_path / "corrected", 2, split="test")
+    assert not {row["group"] for row in rows(data)} & before["val"]
+    given = ("train", "--resume-from", parent, "--data")
+    answer = vlsm(*given, data, "--val-data", undivided, "-o", child, *FAST)
+    assert answer.code == 0, answer.err
+    assert splits_of(child)["val"] == before["val"]
+    answer = vlsm("evaluate", child, "--data", undivided, "--split", "test", "--no-zero-shot")
+    assert answer.code == 0, answer.err
+    (table,) = child.glob("evaluation/*/cases.csv")
+    assert {line.split(",")[0] for line in table.read_text().splitlines()[1:]} == before["test"]
+    # The grandchild knows it from the child, and the same data again is divided as before.
+    answer = vlsm(
+        "train", "--resume-from", child, "--data", data, "--val-data", undivided, "-o", tmp_path / "next", *FAST
+    )
+    assert answer.code == 0, answer.err
+    assert splits_of(tmp_path / "next")["val"] == before["val"]
+    answer = vlsm(*given, undivided, "-o", tmp_path / "same", *FAST)
+    assert answer.code == 0, answer.err
+    assert splits_of(tmp_path / "same") == before
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]

@@ -14,9 +14,11 @@ import torch
 from vlsm_adapter import AdapterInfo, attach, load_adapter, save_adapter
 from vlsm_adapter.adapters import ADAPTERS, adapter_config
 from vlsm_adapter.adapters.folder import CONFIG_NAME, WEIGHTS_NAME, read_manifest
+from vlsm_adapter.config import RunConfig
 from vlsm_adapter.errors import AdapterError, ConfigError
 from vlsm_adapter.models.base import PromptSegmenter
-from vlsm_adapter.resume_from import LR, config_from, start_from
+from vlsm_adapter.resume_from import FRACTIONS, LR, config_from, division_of, own_division, start_from
+from vlsm_adapter.run_folder import RunFolder
 
 SMALL = {"coop": {"tokens": 4}}  # what the small text encoder has room for
 METHODS = [name for name in ADAPTERS if ADAPTERS.get(name).trains]
@@ -146,3 +148,40 @@ def test_no_adapter_there(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(AdapterError, match="neither an adapter folder"):
         asked(tmp_path / "empty")
+
+
+def in_run(parent: Path, **data: object) -> Path:
+    """A run whose adapter is ``parent``, configured with these keys of ``data``."""
+    run = RunFolder(parent.parent / "run")
+    run.path.mkdir()
+    parent.rename(run.adapter)
+    config = RunConfig.load(None, {f"data.{key}": value for key, value in data.items()})
+    run.config_file.write_text(config.to_yaml())
+    return run.path
+
+
+@pytest.mark.parametrize(
+    "keys", [{"fold": "2/5", "split_seed": 4}, {"split_file": "/s.csv"}, {"fractions": [0.5, 0.3, 0.2]}]
+)
+def test_data_that_the_parent_knows_is_divided_as_it_divided_it(
+    parent: Path, tmp_path: Path, keys: dict[str, object]
+) -> None:
+    data = tmp_path / "kvasir"
+    run = in_run(parent, path=str(data), **keys)
+    before = RunFolder(run).config().data.division()
+    child = asked(run, data_val_path=str(data))
+    assert division_of(child, data) == before
+    assert RunConfig.load(None, child.to_dict()) == child
+    assert asked(run, data_path=str(data)).data.division() == before
+    again = asked(run, data_path=str(data), data_fold="1/3")
+    assert (again.data.fold, again.data.split_file) == ("1/3", None)
+    both = asked(run, data_path=str(data), data_val_path="y")  # all train, but for what the parent tests
+    assert own_division(both).fractions == (pytest.approx(1 - before.fractions[2]), 0.0, before.fractions[2])
+
+
+def test_other_data_keeps_a_test_part(parent: Path) -> None:
+    config = asked(parent, data_val_path="y")
+    assert config.data.fractions == FRACTIONS
+    assert division_of(config, "y").fractions == (0.7, 0.1, 0.2)
+    assert own_division(config).fractions == (1.0, 0.0, 0.0)
+    assert division_of(asked(parent, "data.fractions=[0.6,0.4,0]"), "y").fractions == (0.6, 0.4, 0.0)
