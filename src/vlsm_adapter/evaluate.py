@@ -22,6 +22,7 @@ from vlsm_adapter.adapters.folder import load_adapter, read_manifest
 from vlsm_adapter.console import Console
 from vlsm_adapter.data.cases import Cases, load_cases
 from vlsm_adapter.data.describing.classes import Classes
+from vlsm_adapter.data.digests import FileDigests
 from vlsm_adapter.data.division import Division
 from vlsm_adapter.data.folds import parse_fold
 from vlsm_adapter.errors import DataError, UserError
@@ -53,6 +54,7 @@ from vlsm_adapter.types import Record, Skipped
 if TYPE_CHECKING:
     import torch
 
+    from vlsm_adapter.config import RunConfig
     from vlsm_adapter.models.base import PromptSegmenter
 
 __all__ = ["evaluate_cases", "evaluate_model", "evaluate_run"]
@@ -176,7 +178,8 @@ def evaluate_run(
                 "settings": {key: value for key, value in manifest.config.to_dict().items() if key != "method"},
                 "trainable_parameters": tuner.count_parameters(model, active(model))[0],
             },
-            "training_cases": None if data is not None else _compare_with_training(trained, records, split, console),
+            "training_cases": _compare_with_training(trained, records, split, console) if data is None else None,
+            "trained_on": None if data is None else _trained_on(config, trained, records, console),
             "precision": told_precision,
             "threshold_origin": origin,
             "calibration": None if calibration is None else calibration.to_dict(),
@@ -393,6 +396,31 @@ def _left_out_in_training(trained: Mapping[str, Any], split: str, cases: Cases) 
         return []
     known = {case.case_id for case in cases.skipped} | {record.case_id for record in cases.all if record.split == split}
     return [case for case in found if case.case_id not in known]
+
+
+def _trained_on(
+    config: RunConfig, trained: Mapping[str, Any], records: Sequence[Record], console: Console
+) -> int | None:
+    """How many cases of data given with ``data`` show an image that the run trained on; None where that is not known.
+
+    By the content of the images: copies of the data, and data that overlaps with the run's own, are found as well.
+    """
+    splits = trained.get("splits")
+    seen = set(splits.get("train", ())) if isinstance(splits, dict) else set()
+    if not seen:
+        return None
+    try:
+        own = load_cases(config.data.path, prompt=config.data.prompt, division=own_division(config), skip_bad=True)
+    except UserError:  # an adapter is evaluated elsewhere too, where the data it was trained on is not
+        return None
+    digests = FileDigests()
+    images = {digests.of(record.image) for record in own.all if record.case_id in seen} - {None}
+    if not images:
+        return None
+    count = sum(digests.of(record.image) in images for record in records)
+    if count:
+        console.warn(f"{count} of {len(records)} cases were trained on: give data that training has not seen")
+    return count
 
 
 def _compare_with_training(

@@ -272,6 +272,8 @@ def _words(summary: Mapping[str, Any]) -> list[str]:
             "",
             f"Since training, {plural(training['new'], 'case')} came to this split and {training['gone']} left it.",
         ]
+    elif seen := summary.get("trained_on"):
+        lines += ["", f"**{plural(seen, 'case')} of this data were trained on**, and the scores flatter."]
     return lines
 
 

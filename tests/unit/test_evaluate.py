@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from vlsm_adapter.metrics import score_case
 from vlsm_adapter.models.base import PromptSegmenter
 from vlsm_adapter.pictures import pick
 from vlsm_adapter.run_folder import RunFolder
+from vlsm_adapter.sharing.facts import gather
 from vlsm_adapter.types import CaseScore, Record
 
 SIZES = ((40, 56), (64, 48), (33, 71))
@@ -362,6 +364,26 @@ def test_cases_that_were_trained_on_are_counted(make_run: Callable[..., Path], d
     folder = EvaluationFolder(evaluate_run(run, zero_shot=False))
     assert folder.summary()["training_cases"] == {"seen_in_training": 1, "new": 1, "gone": 0}
     assert "**1 case of this split were trained on**" in folder.report_file.read_text(encoding="utf-8")
+
+
+def test_cases_of_given_data_that_were_trained_on_are_counted_and_not_shared_as_external(
+    make_run: Callable[..., Path], data: Path, tmp_path: Path
+) -> None:
+    run = make_run(data)
+    copy = tmp_path / "copy"
+    shutil.copytree(data, copy)
+    for given, split, count in ((data, "all", 2), (copy, "all", 2), (data, "test", 0)):
+        folder = EvaluationFolder(evaluate_run(run, data=given, split=split, zero_shot=False))
+        assert folder.summary()["trained_on"] == count
+        told = "of this data were trained on**" in folder.report_file.read_text(encoding="utf-8")
+        assert told == bool(count)
+    (run / "metrics.csv").unlink()  # of another form than training's
+    shared = [(one.split, one.seen, one.held_out, one.own_data) for one in gather(run).evaluations]
+    assert sorted(shared) == [("all", 2, False, True), ("all", 2, False, True), ("test", 0, True, True)]
+    # Where the run's own data has gone, nothing is known.
+    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace(str(data), str(tmp_path / "gone")))
+    folder = EvaluationFolder(evaluate_run(run, data=copy, split="all", zero_shot=False))
+    assert folder.summary()["trained_on"] is None
 
 
 # -- a base model alone --------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ class Evaluation:
         resampled: ``"case"`` or ``"group"``; ``confidence`` coverage of the intervals.
         leaks: the words were drawn from the ground truth.
         seen: cases that were trained on, or None where not known.
-        own_data: the data is that of the training.
+        own_data: the data is that of the training, or shares cases with it.
         base_parameters: of the base model.
         metrics: metric to its statistics, as ``metrics.summarise`` gives them; ``zero_shot`` those of the base model on the
             same cases; ``paired`` metric to the paired difference (``metrics.paired_difference``). Empty where not known.
@@ -164,15 +164,16 @@ def _evaluations(run: RunFolder, manifest: AdapterManifest) -> tuple[list[Evalua
             left_out.append(f"{file.parent}: older than the weights; run 'vlsm evaluate' again to have it in the card")
         else:
             try:
-                found.append(_evaluation(summary))
+                found.append(_evaluation(summary, run.config().data.path))
             except (KeyError, TypeError, ValueError) as error:
                 raise UserError(f"{file}: damaged ({error!r}); run 'vlsm evaluate' again") from error
     return found, left_out
 
 
-def _evaluation(summary: Mapping[str, Any]) -> Evaluation:
+def _evaluation(summary: Mapping[str, Any], own: str) -> Evaluation:
     adapter, data = summary["adapter"], summary["data"]
-    training = summary.get("training_cases")
+    training, elsewhere = summary.get("training_cases"), summary.get("trained_on")
+    seen = elsewhere if training is None else training["seen_in_training"]
     for about in adapter["metrics"].values():
         _ = about["display_name"], about["unit"], about["mean"], about["ci_low"], about["ci_high"]
     return Evaluation(
@@ -188,8 +189,8 @@ def _evaluation(summary: Mapping[str, Any]) -> Evaluation:
         resampled=str(adapter["bootstrap"]["resampled"]),
         confidence=float(adapter["bootstrap"]["confidence"]),
         leaks=bool(summary["prompts"]["leaks"]),
-        seen=None if training is None else int(training["seen_in_training"]),
-        own_data=training is not None,
+        seen=None if seen is None else int(seen),
+        own_data=training is not None or bool(seen) or Path(data["path"]).resolve() == Path(own).resolve(),
         base_parameters=summary["base"].get("parameters"),
         metrics=adapter["metrics"],
         zero_shot=summary.get("zero_shot", {}).get("metrics", {}),
