@@ -106,7 +106,7 @@ def save_adapter(
         info: for the card and for prediction.
 
     Raises:
-        AdapterError: no adapter is attached, or the folder holds a base model.
+        AdapterError: no adapter is attached, its weights are not finite, or the folder holds a base model.
         UserError: the folder cannot be written; what stood there is intact.
     """
     from safetensors.torch import save
@@ -119,6 +119,11 @@ def save_adapter(
     if (folder / "config.json").exists():
         raise AdapterError(f"{folder}: holds a base model (config.json); give the adapter a folder of its own")
     weights = {key: tensor.detach().cpu().contiguous() for key, tensor in tuner.state_dict(model, name).items()}
+    if odd := next((key for key, tensor in weights.items() if not tensor.isfinite().all()), None):
+        raise AdapterError(
+            f"{folder}: not written, '{odd}' of adapter '{name}' holds values that are not finite: no reader would take it; "
+            "train with a lower train.lr"
+        )
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -234,7 +239,14 @@ def load_adapter(
         raise AdapterError(f"{folder / CONFIG_NAME}: {error}") from error
     fresh = model is None
     if model is None:
-        model = load_model(base if base is not None else manifest.base_id, dtype=dtype)
+        try:
+            model = load_model(base if base is not None else manifest.base_id, dtype=dtype)
+        except ModelError as error:
+            if base is not None:
+                raise
+            raise ModelError(
+                f"{folder}: its base model cannot be loaded ({error}); say where it is now: --model, base="
+            ) from error
     if model.base_hash != manifest.base_hash:
         raise AdapterError(
             f"{folder}: made for base '{manifest.base_id}' with hash {manifest.base_hash[:12]}, but "

@@ -30,7 +30,9 @@ def check_weights(weights: Mapping[str, torch.Tensor], expected: Mapping[str, tu
         if tuple(tensor.shape) != expected[key]:
             raise AdapterError(f"{source}: '{key}' has shape {tuple(tensor.shape)}, the adapter needs {expected[key]}")
         if tensor.dtype not in _WEIGHT_TYPES and not (tensor.dtype == torch.int64 and key.endswith(_COUNTER)):
-            raise AdapterError(f"{source}: '{key}' is of type {tensor.dtype}; allowed: float32, float16, bfloat16")
-        if not torch.isfinite(tensor).all() or (key.endswith(_VARIANCE) and (tensor < 0).any()):
+            raise AdapterError(
+                f"{source}: '{key}' is of type {tensor.dtype}; allowed: float32, float16, bfloat16, float64"
+            )
+        if not torch.isfinite(tensor.to(torch.float32)).all() or (key.endswith(_VARIANCE) and (tensor < 0).any()):
             what = "a negative variance" if key.endswith(_VARIANCE) else "values that are not finite"
             raise AdapterError(f"{source}: '{key}' holds {what}; the file is damaged")

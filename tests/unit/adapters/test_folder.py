@@ -167,6 +167,35 @@ def test_moved_base_is_given(adapted: PromptSegmenter, base_folder: Path, folder
     assert load_adapter(folder, base=moved).base_id == str(moved)
 
 
+def test_a_base_that_is_nowhere_is_said_with_the_folder_and_the_way_out(folder: Path) -> None:
+    manifest = json.loads((folder / CONFIG_NAME).read_text())
+    manifest["base"]["id"] = "/no/such/base"
+    (folder / CONFIG_NAME).write_text(json.dumps(manifest))
+    with pytest.raises(
+        ModelError, match=r"its base model cannot be loaded .*/no/such/base.*say where it is now: --model"
+    ) as caught:
+        load_adapter(folder)
+    assert str(caught.value).startswith(str(folder))
+
+
+def test_weights_that_diverged_do_not_replace_good_ones(adapted: PromptSegmenter, folder: Path) -> None:
+    before = {file: file.read_bytes() for file in folder.iterdir()}
+    with torch.no_grad():
+        next(value for value in adapted.parameters() if value.requires_grad).fill_(float("nan"))
+    with pytest.raises(AdapterError, match=r"not written, .* not finite"):
+        save_adapter(adapted, folder)
+    assert {file: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_numbers_that_are_none_in_single_precision_are_refused(folder: Path, model: PromptSegmenter) -> None:
+    weights = load_file(folder / WEIGHTS_NAME)
+    key = next(iter(weights))
+    weights[key] = torch.full(weights[key].shape, 1e300, dtype=torch.float64)
+    save_file(weights, folder / WEIGHTS_NAME)
+    with pytest.raises(AdapterError, match="not finite"):
+        load_adapter(folder, model=model)
+
+
 def test_nothing_to_save(model: PromptSegmenter, tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="attach one first"):
         save_adapter(model, tmp_path / "x")
