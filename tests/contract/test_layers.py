@@ -22,8 +22,9 @@ MAY_IMPORT = {
     "models": FOUNDATIONS,
     "adapters": FOUNDATIONS | {"models"},
     "interop": FOUNDATIONS | {"models", "adapters"},
-    "overlays": set(),  # drawing on arrays; the data check draws outlines as evaluation does
-    "data": FOUNDATIONS | {"overlays", "metrics"},
+    "fonts": set(),
+    "overlays": {"fonts"},  # drawing on arrays; the data check draws outlines as evaluation does
+    "data": FOUNDATIONS | {"overlays", "metrics", "fonts"},
     # What is read and written around a prediction, and how its files are named.
     "imaging": FOUNDATIONS | {"data", "overlays", "output_names"},
     "output_names": set(),

@@ -56,7 +56,7 @@ class Int8Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., D) to (..., M), of the type of ``x``; rounded to 1/127 of the largest weight of a channel and to
         1/255 of the range of ``x``."""
-        if self.trains and torch.is_grad_enabled() and x.requires_grad:
+        if torch.is_grad_enabled() and x.requires_grad:
             return cast("torch.Tensor", _ThroughInt8.apply(x, self))
         return self.product(x)
 
@@ -94,6 +94,11 @@ class _ThroughInt8(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        if not ctx.linear.trains:  # what flows around the map would look like a gradient
+            raise ModelError(
+                "the model is in 8 bits for prediction, and no gradient passes: load it in fp32, or train with "
+                "train.precision=int8 (lower_precision(..., trains=True))"
+            )
         return ctx.linear.transposed(gradients[0]), None
 
 
@@ -178,8 +183,8 @@ def cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
     are saved. Layers that an adapter's copies and parts (LoRA and kin) stand on keep theirs: those read their weights.
     """
     for name, module in model.named_modules():
-        if type(module) not in (nn.Linear, nn.Conv2d, nn.ConvTranspose2d):
-            continue
+        if type(module) not in (nn.Linear, nn.Conv2d, nn.ConvTranspose2d) or ".adapter_" in name:
+            continue  # adapters keep theirs: they may be saved, or trained again
         if _read_by_adapters(model.get_submodule(name.rpartition(".")[0])):
             continue
         for parameter in module.parameters(recurse=False):

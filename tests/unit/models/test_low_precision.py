@@ -51,6 +51,27 @@ def test_a_linear_map_in_8_bits(rows: int, bias: bool) -> None:
     assert Int8Linear(linear)(x.bfloat16()).dtype == torch.bfloat16
 
 
+def test_adapters_stay_in_float32_and_are_saved_so(model: CLIPSeg) -> None:
+    adapted(model)
+    before = {key: value.clone() for key, value in tuner.state_dict(model, "default").items()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)  # as a loaded adapter's
+    lower_precision(model, "bf16")
+    after = tuner.state_dict(model, "default")
+    assert {value.dtype for value in after.values()} == {torch.float32}
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_no_gradient_passes_a_model_in_8_bits_for_prediction(model: CLIPSeg) -> None:
+    lower_precision(model, "int8")
+    adapted(model)
+    tokens = model.tokenize(["polyp"])
+    height, width = model.preprocessing.size
+    logits = model(torch.zeros(1, 3, height, width), tokens.input_ids, tokens.attention_mask)
+    with pytest.raises(ModelError, match="8 bits for prediction, and no gradient passes"):
+        logits.mean().backward()
+
+
 @pytest.mark.parametrize("method", ["full", "bitfit"])
 def test_what_copies_weights_is_not_attached_to_a_model_in_8_bits(model: CLIPSeg, method: str) -> None:
     lower_precision(model, "int8")
