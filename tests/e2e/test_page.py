@@ -480,7 +480,7 @@ def test_a_large_image_has_a_large_brush(visit: Callable[..., Any]) -> None:
     upload(page, png(picture()))
     assert page.text_content("#brush-text") == "12 px"
     upload(page, png(np.zeros((2000, 2400, 3), np.uint8)), "large.png")
-    page.wait_for_function("document.querySelector('#brush-text').textContent === '40 px'")
+    page.wait_for_function("() => document.querySelector('#brush-text').textContent === '40 px'")
     assert page.get_attribute("#brush", "max") == "500"
 
 
@@ -661,7 +661,7 @@ def test_token_is_asked_for_and_corrections_refused(browser: Any, guarded: Serve
     # No header can carry this one; the dialog comes back as for any wrong one.
     page.fill("#token", "w\u00f6rter-\u2603")
     page.press("#token", "Enter")
-    page.wait_for_function("document.querySelector('#token').value === ''")
+    page.wait_for_function("() => document.querySelector('#token').value === ''")
     page.wait_for_selector("#token-problem:visible")
     page.fill("#token", TOKEN)
     page.click("#token-dialog button[value=ok]")
