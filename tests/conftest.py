@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
@@ -15,6 +16,29 @@ import torch
 
 from vlsm_adapter.models import load_model
 from vlsm_adapter.models.base import PromptSegmenter
+
+_VISIBLE = {name: os.environ[name] for name in ("CUDA_VISIBLE_DEVICES",) if name in os.environ}
+_cuda_is_there = torch.cuda.is_available
+_cuda_may_be_used = True  # while tests are collected: their marks ask
+
+
+def _cuda_for_this_test() -> bool:
+    return _cuda_may_be_used and _cuda_is_there()
+
+
+torch.cuda.is_available = _cuda_for_this_test
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Only tests marked ``gpu`` see a GPU: the others compare bits, and what is said, on a CPU."""
+    global _cuda_may_be_used
+    _cuda_may_be_used = item.get_closest_marker("gpu") is not None
+    if _cuda_may_be_used:
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        os.environ.update(_VISIBLE)
+    else:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # of processes that a test starts
+
 
 WORDS = ("polyp", "skin", "lesion", "tumor", "left", "heart", "the", "of", "image", "a", "in", "round", "small")
 INPUT_SIZE = 32

@@ -88,7 +88,7 @@ def test_accumulated_steps_equal_one_large_batch(
     for name, batch, accumulate in (("whole", 6, 1), ("parts", 3, 2)):
         answer = vlsm(
             "train", "--data", phantoms, "--model", base_folder, "-o", tmp_path / name, *FAST,
-            "--batch-size", batch, "--set", f"train.accumulate={accumulate}",
+            "--batch-size", batch, "--set", f"train.accumulate={accumulate}", "--set", "train.precision=32-true",
         )  # fmt: skip
         assert answer.code == 0, answer.err
         results.append(load_file(tmp_path / name / "state.safetensors"))

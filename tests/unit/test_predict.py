@@ -232,6 +232,7 @@ def test_zero_shot_is_the_base(base_folder: Path, predictor: Predictor) -> None:
     assert base.threshold == 0.2
     base.set_image(IMAGE)
     predictor.set_image(IMAGE)
-    assert (base.probabilities(["skin"]) == predictor.probabilities(["skin"])).all()
+    # Weights mapped from a file lie at other addresses, and some processors' sums depend on that.
+    np.testing.assert_allclose(base.probabilities(["skin"]), predictor.probabilities(["skin"]), atol=1e-6)
     with pytest.raises(ModelError):
         Predictor.zero_shot("no-such-model")

@@ -11,10 +11,10 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from vlsm_adapter.models.low_precision import Int8Linear
+from vlsm_adapter.models.transforms import is_transformed
 
 _FACTOR = 1.702  # of QuickGELU, OpenAI's approximation of GELU
 # oneDNN's product with bias, faster than the usual one (MKL's) where few features become many. Not part of torch's public
@@ -130,7 +130,7 @@ def relu_mlp(first: nn.Module, second: nn.Module, x: torch.Tensor) -> torch.Tens
     # A layer that an adapter has wrapped says what computes in its place.
     one, other = (cast("Any", getattr(layer, "in_use", layer)) for layer in (first, second))
     plain = _is_plain_linear(one, x) and _is_plain_linear(other, x) and not (_hooked(first) or _hooked(second))
-    if not plain or _is_transformed():
+    if not plain or is_transformed():
         return cast("torch.Tensor", second(F.relu(first(x))))
     rows = x.reshape(-1, x.shape[-1])
     if torch.is_grad_enabled():
@@ -145,19 +145,6 @@ def _relu_of_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) 
     if _ONEDNN is not None and x.device.type == "cpu" and x.dtype == torch.float32:
         return cast("torch.Tensor", _ONEDNN(x, weight, bias, "none", [], "")).relu_()
     return F.linear(x, weight, bias).relu_()
-
-
-def _is_transformed() -> bool:
-    """Whether a graph is being made, or operations are counted, or differentiated or batched by torch.func: all that wants
-    public operations."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch.onnx.is_in_onnx_export()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
-    )
 
 
 def _parted(layer: nn.Module) -> tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor] | None]:

@@ -1,7 +1,7 @@
 """CLIPSeg's modules (Lüddecke & Ecker, CVPR 2022; CLIP: Radford et al., ICML 2021), under Hugging Face's names.
 
 Files in Hugging Face format fill these modules key by key, and adapter folders name them. They compute what transformers'
-compute, bit for bit, without importing it: that takes longer than most predictions. How the stages go together is
+compute, but for rounding, without importing it: that takes longer than most predictions. How the stages go together is
 :mod:`vlsm_adapter.models.clipseg`'s.
 
 Tensor shapes follow the legend in :mod:`vlsm_adapter.types`; D is a width, L and T numbers of tokens.
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from vlsm_adapter import files
 from vlsm_adapter.models.clipseg_parts.config import CLIPSegConfig, TextConfig, VisionConfig
+from vlsm_adapter.models.exact_attention import attend
 from vlsm_adapter.models.fused_mlp import relu_mlp
 
 
@@ -52,11 +53,12 @@ class Attention(nn.Module):
         width: D; a head takes consecutive channels.
         heads: divides ``width``.
         dropout: share of attention weights dropped in training mode.
+        exact: whether products can be so large that the fused kernels' gradient is wrong.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, dropout: float, *, exact: bool = False) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.dropout, self.exact = heads, dropout, exact
         self.k_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
         self.q_proj = nn.Linear(width, width)
@@ -77,7 +79,10 @@ class Attention(nn.Module):
             for layer in (self.q_proj, self.k_proj, self.v_proj)
         )
         dropout = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=dropout)
+        if self.exact and attention_mask is None and not dropout:
+            attended = attend(query, key, value)
+        else:
+            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=dropout)
         return attended.transpose(1, 2).flatten(2)
 
 
@@ -216,7 +221,7 @@ class DecoderLayer(nn.Module):
         super().__init__()
         width, eps = config.reduce_dim, config.vision_config.layer_norm_eps
         heads, dropout = config.decoder_num_attention_heads, config.decoder_attention_dropout
-        self.self_attn = Attention(width, heads, dropout)
+        self.self_attn = Attention(width, heads, dropout, exact=True)
         self.layer_norm1 = nn.LayerNorm(width, eps=eps)
         self.mlp = MLP(width, config.decoder_intermediate_size, "relu")
         self.layer_norm2 = nn.LayerNorm(width, eps=eps)
