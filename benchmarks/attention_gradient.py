@@ -75,7 +75,7 @@ def step(
             products.append(float((query @ key.transpose(-2, -1)).abs().max()) / query.shape[-1] ** 0.5)
 
     for layer in model.clipseg.decoder.layers:
-        layer.self_attn.exact = exact
+        layer.self_attn.exact = exact and layer.self_attn.exact
         layer.self_attn.register_forward_pre_hook(look)
     loss = loss_of(model, options, pixels)
     loss.backward()

@@ -1,10 +1,10 @@
 """Attention whose gradient is right for large products, too.
 
 Fused kernels keep of the softmax only the logarithm of each row's sum, and find the weights in the backward pass as
-``exp(product - logarithm)``. Where products reach millions, and those of CLIPSeg's decoder do, since FiLM multiplies its
-states by a prompt's embedding, the logarithm's last bit is a half and the products are rounded otherwise than before: weights
-are then wrong by factors. On a CPU the gradient of a training step of ``tiny`` was wrong by a quarter of its norm, on a GPU
-by twenty orders of magnitude, while the loss was right (docs/performance.md).
+``exp(product - logarithm)``. In CLIPSeg's decoder FiLM multiplies states by a prompt's embedding, and products reach millions and
+more: the logarithm's last bit is then a half or more, products are rounded otherwise than before, and weights are wrong by
+factors. On a CPU the gradient of a training step of ``tiny`` was wrong by a tenth to nine tenths of its norm, on a GPU by
+twenty orders of magnitude, while the loss was right (docs/how-it-works.md, benchmarks/attention_gradient.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from vlsm_adapter.models.transforms import is_transformed
 
 # Bytes of weights that are made at a time on a CPU: they stay in its cache.
-_AT_ONCE = 8 << 20
+_AT_ONCE = 4 << 20
 
 
 class _Attended(torch.autograd.Function):
@@ -57,9 +57,8 @@ def _gradients(
     scale = 1 / math.sqrt(query.shape[-1])
     weights = ((query * scale) @ key.transpose(-2, -1)).softmax(-1)
     for_value = weights.transpose(-2, -1) @ gradient
-    inner = gradient @ value.transpose(-2, -1)
-    inner -= (inner * weights).sum(-1, keepdim=True)
-    inner *= weights
+    # (inner - sum(inner weights)) weights, in one pass.
+    inner = torch.ops.aten._softmax_backward_data(gradient @ value.transpose(-2, -1), weights, -1, wide)
     for_query = (inner @ key) * scale
     for_key = inner.transpose(-2, -1) @ (query * scale)
     return tuple(tensor.to(dtype) for tensor, dtype in zip((for_query, for_key, for_value), dtypes, strict=True))

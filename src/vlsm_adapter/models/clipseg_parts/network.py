@@ -215,13 +215,17 @@ class CLIP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """A block with its norms behind the sums: LN(x + attention(x)), then LN(x + MLP(x))."""
+    """A block with its norms behind the sums: LN(x + attention(x)), then LN(x + MLP(x)).
 
-    def __init__(self, config: CLIPSegConfig) -> None:
+    Args:
+        unbounded: whether it reads what FiLM has multiplied, which nothing keeps small.
+    """
+
+    def __init__(self, config: CLIPSegConfig, *, unbounded: bool) -> None:
         super().__init__()
         width, eps = config.reduce_dim, config.vision_config.layer_norm_eps
         heads, dropout = config.decoder_num_attention_heads, config.decoder_attention_dropout
-        self.self_attn = Attention(width, heads, dropout, exact=True)
+        self.self_attn = Attention(width, heads, dropout, exact=unbounded)
         self.layer_norm1 = nn.LayerNorm(width, eps=eps)
         self.mlp = MLP(width, config.decoder_intermediate_size, "relu")
         self.layer_norm2 = nn.LayerNorm(width, eps=eps)
@@ -256,7 +260,9 @@ class Decoder(nn.Module):
             self.transposed_convolution = nn.ConvTranspose2d(width, 1, patch, stride=patch)
         depth = len(config.extract_layers)
         self.reduces = nn.ModuleList(nn.Linear(config.vision_config.hidden_size, width) for _ in range(depth))
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(depth))
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, unbounded=number == config.conditional_layer) for number in range(depth)
+        )
 
 
 class CLIPSegNetwork(nn.Module):
