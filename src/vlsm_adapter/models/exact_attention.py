@@ -3,8 +3,8 @@
 Fused kernels keep of the softmax only the logarithm of each row's sum, and find the weights in the backward pass as
 ``exp(product - logarithm)``. In CLIPSeg's decoder FiLM multiplies states by a prompt's embedding, and products reach millions and
 more: the logarithm's last bit is then a half or more, products are rounded otherwise than before, and weights are wrong by
-factors. On a CPU the gradient of a training step of ``tiny`` was wrong by a tenth to nine tenths of its norm, on a GPU by
-twenty orders of magnitude, while the loss was right (docs/how-it-works.md, benchmarks/attention_gradient.py).
+factors. On a CPU the gradient of a training step of ``tiny`` was wrong by a tenth of its norm to more than all of it, on a GPU
+by twenty orders of magnitude, while the loss was right (docs/how-it-works.md, benchmarks/attention_gradient.py).
 """
 
 from __future__ import annotations
