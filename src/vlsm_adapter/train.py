@@ -183,7 +183,8 @@ def build(config: RunConfig, console: Console, *, under_way: bool = False) -> Pa
     if model.checkpointing:
         give_memory_back()
     if precision in AUTOCAST_TYPES:
-        cast_frozen(model, AUTOCAST_TYPES[precision])
+        with model.keeping_base_hash():
+            cast_frozen(model, AUTOCAST_TYPES[precision])
     begins = start_from(model, config) if config.adapter.resume_from is not None and not under_way else ""
     computed = lower_precision(model, "int8", trains=True) if precision == INT8 else ""
     for split, level in (("train", config.data.level), ("val", config.data.eval_level)):
@@ -290,7 +291,8 @@ def set_up(parts: Parts, folder: RunFolder, console: Console, fabric: Fabric | N
     fabric = fabric or start_fabric(1, fabric_precision(parts.precision))
     fused = fabric.device.type == "cuda" and parts.precision != "16-mixed"
     optimizer = make_optimizer(parts.model, config.train, fused=fused)
-    wrapped, wrapped_optimizer = fabric.setup(parts.model, optimizer)
+    with parts.model.keeping_base_hash():  # the first process's weights are written over those of the others
+        wrapped, wrapped_optimizer = fabric.setup(parts.model, optimizer)
     progress = Progress(base=parts.model.base_hash)
     if folder.state_file.is_file():
         progress = checkpoint.load_state(folder.state_file, parts.model, optimizer)

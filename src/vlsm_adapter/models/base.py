@@ -18,8 +18,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from vlsm_adapter.errors import ModelError
-from vlsm_adapter.models import checkpoints
 from vlsm_adapter.models.features import ImageFeatures, TextFeatures, Trunks
+from vlsm_adapter.models.identity import Identity
 from vlsm_adapter.models.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class TextSkip(nn.Module):
         return condition
 
 
-class PromptSegmenter(nn.Module, ABC):
+class PromptSegmenter(Identity, ABC):
     """A text-promptable segmentation model in three stages.
 
     ``forward`` is the composition ``decode(encode_image(...), encode_text(...))``. Gradients flow through all
@@ -111,8 +111,6 @@ class PromptSegmenter(nn.Module, ABC):
         self.adapter_configs: dict[str, Any] = {}  # adapter name to the configuration it was attached with
         self.inference_precision = "fp32"
         self.checkpointing = False
-        self._base_hash: str | None = None
-        self._weights_folder: Path | None = None  # of the files that the weights are still those of
         self._told_cut: set[str] = set()
 
     # -- the three stages ------------------------------------------------------------------------------------------
@@ -294,19 +292,7 @@ class PromptSegmenter(nn.Module, ABC):
                 lost,
             )
 
-    # -- identity --------------------------------------------------------------------------------------------------
-
-    @property
-    def base_hash(self) -> str:
-        """SHA-256 over the base model's weights (names, types, shapes, bytes), adapters apart."""
-        if self._base_hash is None:
-            folder = self._weights_folder
-            self._base_hash = self.hash_in_memory() if folder is None else checkpoints.hash_folder(folder)
-        return self._base_hash
-
-    @abstractmethod
-    def hash_in_memory(self) -> str:
-        """As :attr:`base_hash`, of weights that came from no file."""
+    # -- where it is and comes from (which weights it has: .identity) ------------------------------------------------
 
     @property
     def device(self) -> torch.device:

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from vlsm_adapter.errors import ModelError, one_line
-from vlsm_adapter.models.known_hashes import hash_of
+from vlsm_adapter.models.known_hashes import FileState, hash_of, state_of
 from vlsm_adapter.models.preprocessing import Preprocessing
 from vlsm_adapter.models.tokenizer import FileTokenizer, is_plain
 
@@ -163,6 +163,11 @@ def weights_files(folder: Path) -> list[Path]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return sorted(folder.glob("model-*-of-*.safetensors"))  # without an index, or a readable one
     return [folder / name for name in names]
+
+
+def weights_state(source: str | Path) -> list[FileState] | None:
+    """What tells the weights files of a local folder from later ones in their place; None of a hub id, whose files stay."""
+    return state_of(weights_files(source)) if isinstance(source, Path) else None
 
 
 def indexed_files(index: Path) -> list[str]:

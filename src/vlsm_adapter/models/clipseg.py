@@ -296,15 +296,15 @@ class CLIPSeg(PromptSegmenter):
         Raises:
             ModelError: something is missing, damaged, of another kind, or only there as a pickle.
         """
+        state = checkpoints.weights_state(source)
         clipseg = load_network(source, base_id, dtype)
-        folder = checkpoints.weights_folder(source)
         model = cls(
             clipseg,
             preprocessing=checkpoints.load_preprocessing(source, base_id),
             tokenizer=checkpoints.load_tokenizer(source, base_id),
             base_id=base_id,
         )
-        model._weights_folder = folder
+        model._read_from(source, state)
         return model
 
 

@@ -244,11 +244,11 @@ class CRIS(PromptSegmenter):
         self.backbone.logit_scale.requires_grad_(False)
         if self.config.freeze_encoder:
             self.backbone.requires_grad_(False)
-        self._weights_folder = self._base_hash = None  # the weights will no longer be those of the file
+        self._forget_files()
         return self
 
     def hash_in_memory(self) -> str:
-        return saving.hash_tensors(saving.base_tensors(self))
+        return saving.hash_tensors(self.base_state())
 
     @classmethod
     def from_pretrained(cls, source: str | Path, base_id: str, dtype: torch.dtype) -> CRIS:
@@ -264,6 +264,7 @@ class CRIS(PromptSegmenter):
                 f"model '{base_id}': the tokenizer has {len(tokenizer)} tokens and end token {tokenizer.eos_token_id}, "
                 f"the model {config.vocab_size} and {config.eot}; copy the tokenizer it was trained with"
             )
+        state = checkpoints.weights_state(source)
         tensors = saving.read_tensors(source, base_id)
         with torch.device("meta"):
             model = cls(
@@ -273,8 +274,8 @@ class CRIS(PromptSegmenter):
                 base_id=base_id,
             )
         saving.fill(model, tensors, f"model '{base_id}'")
-        model._weights_folder = checkpoints.weights_folder(source)
-        return model.to(dtype)
+        model.to(dtype)._read_from(source, state)
+        return model
 
 
 def default_preprocessing(config: CRISConfig) -> Preprocessing:

@@ -22,7 +22,7 @@ LEAST = 64 << 20  # bytes below which hashing takes no longer than a user would 
 _SETTLED = 2.0  # seconds after a change in which another could leave the same times
 
 
-_Row = list[Any]
+FileState = list[Any]  # path, device, inode, size, two times
 
 
 def hash_of(paths: Sequence[Path], compute: Callable[[], str]) -> str:
@@ -31,7 +31,7 @@ def hash_of(paths: Sequence[Path], compute: Callable[[], str]) -> str:
     Kept in ``$VLSM_CACHE_DIR/hashes``, else ``vlsm-adapter/hashes`` in ``XDG_CACHE_HOME`` or ``~/.cache``; with
     ``VLSM_CACHE_DIR=off``, or where that cannot be written, nowhere.
     """
-    before = _state(paths)
+    before = state_of(paths)
     folder = _folder()
     if folder is None or before is None or sum(row[3] for row in before) < LEAST:
         return compute()
@@ -42,15 +42,15 @@ def hash_of(paths: Sequence[Path], compute: Callable[[], str]) -> str:
             return str(kept["hash"])
     found = compute()
     latest = max(max(row[4], row[5]) for row in before) / 1e9
-    if _state(paths) == before and latest + _SETTLED < time.time():
+    if state_of(paths) == before and latest + _SETTLED < time.time():
         with contextlib.suppress(UserError, OSError, ValueError):
             files.write_json(entry, {"files": before, "hash": found})
     return found
 
 
-def _state(paths: Sequence[Path]) -> list[_Row] | None:
+def state_of(paths: Sequence[Path]) -> list[FileState] | None:
     """Path, device, inode, size, and two times of each file; None where one cannot be seen."""
-    rows: list[_Row] = []
+    rows: list[FileState] = []
     for path in paths:
         try:
             found = path.stat()

@@ -161,11 +161,12 @@ def lower_precision(model: PromptSegmenter, precision: str, *, trains: bool = Fa
         raise ModelError("precision 'fp16' is not for a CPU: use 'bf16' or 'int8', or a GPU")
     if precision == "int8" and device != "cpu":
         raise ModelError(f"precision 'int8' is for a CPU, the model is on '{device}': use 'bf16' or 'fp16'")
-    if precision == "int8":
-        told = _to_int8(model, trains)
-    else:
-        cast_frozen(model, _HALF[precision])
-        told = precision
+    with model.keeping_base_hash():
+        if precision == "int8":
+            told = _to_int8(model, trains)
+        else:
+            cast_frozen(model, _HALF[precision])
+            told = precision
     model.inference_precision = precision
     return told
 

@@ -273,7 +273,7 @@ class SAN(PromptSegmenter):
         return self.clip_model.token_embedding
 
     def hash_in_memory(self) -> str:
-        return saving.hash_tensors(saving.base_tensors(self))
+        return saving.hash_tensors(self.base_state())
 
     @classmethod
     def from_pretrained(cls, source: str | Path, base_id: str, dtype: torch.dtype) -> SAN:
@@ -283,6 +283,7 @@ class SAN(PromptSegmenter):
             ModelError: something is missing, damaged, of another kind, or only there as a pickle.
         """
         config = SANConfig.from_dict(checkpoints.read_config(source, base_id), f"model '{base_id}'")
+        state = checkpoints.weights_state(source)
         tensors = saving.read_tensors(source, base_id)
         with torch.device("meta"):
             model = cls(
@@ -292,8 +293,8 @@ class SAN(PromptSegmenter):
                 base_id=base_id,
             )
         saving.fill(model, tensors, f"model '{base_id}'")
-        model._weights_folder = checkpoints.weights_folder(source)
-        return model.to(dtype)
+        model.to(dtype)._read_from(source, state)
+        return model
 
 
 def default_preprocessing(config: SANConfig) -> Preprocessing:

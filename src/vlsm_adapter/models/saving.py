@@ -142,5 +142,5 @@ def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 over names, types, shapes and bytes: that of the folder that :func:`save_model` makes of them."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        checkpoints.hash_tensor(digest, name, tensors[name])
+        checkpoints.hash_tensor(digest, name, tensors[name].detach())
     return digest.hexdigest()
