@@ -119,14 +119,17 @@ def decode(
 
 
 def weights_in_use(model: PromptSegmenter) -> int:
-    """A number that changes when the model would answer differently: other adapter, adapters off, weights changed."""
+    """A number that changes when the model would answer differently, or elsewhere.
+
+    Another adapter, adapters off, weights changed, another device, type or precision.
+    """
     adapters = tuple((tuple(layer.active_adapters), bool(layer.disable_adapters)) for layer in tuner.layers(model))
-    # torch counts the in-place changes of every tensor.
+    # torch counts the in-place changes of every tensor; model.to() leaves the tensor and gives it other data.
     versions = tuple(
-        (id(tensor), 0 if tensor.is_inference() else tensor._version)
+        (id(tensor), 0 if tensor.is_inference() else tensor._version, tensor.data_ptr(), tensor.dtype, tensor.device)
         for tensor in (*model.parameters(), *model.buffers())
     )
-    return hash((adapters, versions))
+    return hash((adapters, versions, model.inference_precision))
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:

@@ -204,7 +204,7 @@ class Predictor:
         """
         pixels = _as_rgb(image)
         prepared = self.model.preprocess([pixels])
-        self._pixels = prepared.to(device=self.model.device, dtype=self.model.dtype)
+        self._pixels = prepared.to(self.model.device)
         self._size = (pixels.shape[0], pixels.shape[1])
         self._features = None
         with inferring(self.model):
@@ -293,8 +293,8 @@ class Predictor:
         self._notice_weights()
         if self._features is None:
             assert self._pixels is not None
-            self._pixels = self._pixels.to(device=self.model.device, dtype=self.model.dtype)
-            self._features = self.model.encode_image(self._pixels)
+            pixels = self._pixels.to(device=self.model.device, dtype=self.model.dtype)
+            self._features = self.model.encode_image(pixels)
 
     def _notice_weights(self) -> None:
         """Forget what was computed with other weights than those in use."""

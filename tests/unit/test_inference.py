@@ -17,6 +17,7 @@ from vlsm_adapter.inference import (
     resize_logits,
     weights_in_use,
 )
+from vlsm_adapter.models.low_precision import lower_precision
 
 
 def test_enlarged_logits_give_a_smooth_edge_where_an_enlarged_mask_has_steps() -> None:
@@ -104,6 +105,22 @@ def test_a_change_of_weights_is_seen(model) -> None:
     assert weights_in_use(model) == before
     with torch.no_grad():
         next(model.parameters()).add_(0.0)
+    assert weights_in_use(model) != before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.to(torch.bfloat16),
+        lambda model: model.to("meta"),
+        lambda model: setattr(next(model.parameters()), "data", next(model.parameters()).data.clone()),
+        lambda model: lower_precision(model, "bf16"),
+    ],
+    ids=["type", "device", "data", "precision"],
+)
+def test_a_change_of_type_device_or_precision_is_seen(model, change) -> None:
+    before = weights_in_use(model)
+    change(model)
     assert weights_in_use(model) != before
 
 

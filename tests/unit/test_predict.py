@@ -185,6 +185,25 @@ def test_switching_or_training_the_adapter_is_never_answered_from_the_cache(mode
     assert np.abs(answer() - second).max() > 1e-4
 
 
+def test_another_type_or_device_is_never_answered_from_the_cache(model: PromptSegmenter) -> None:
+    predictor = Predictor(adapted(model))
+    predictor.set_image(IMAGE)
+    first = predictor.probabilities(["polyp"])
+    model.to(torch.bfloat16)
+    fresh = Predictor(model)
+    fresh.set_image(IMAGE)
+    assert (predictor.probabilities(["polyp"]) == fresh.probabilities(["polyp"])).all()
+    model.to(torch.float32)
+    fresh = Predictor(model)
+    fresh.set_image(IMAGE)
+    again = predictor.probabilities(["polyp"])  # of weights that were rounded; the image was not
+    assert (again == fresh.probabilities(["polyp"])).all()
+    assert (again != first).any()
+    model.to("meta")
+    with pytest.raises(NotImplementedError):  # nothing is left to answer with
+        predictor.probabilities(["polyp"])
+
+
 def test_the_model_is_left_as_it_was(model: PromptSegmenter) -> None:
     adapted(model)
     model.train()
