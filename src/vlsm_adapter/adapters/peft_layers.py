@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from peft import IA3Config, LoraConfig
 from peft.tuners.ia3.layer import Linear as IA3Linear
+from peft.tuners.lora.dora import DoraLinearLayer
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 
@@ -51,19 +52,24 @@ class PeftPart(Part):
             elif _INNER in holder:
                 self.add_module(name, holder[_INNER])
 
-    def train(self, mode: bool = True) -> PeftPart:
-        """Training mode turns the layer's dropout on."""
-        self._layer[0].training = mode
-        return super().train(mode)
-
     def forward(self, base: Callable[..., torch.Tensor], x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """What the layer gives in place of its base module.
 
         ``base`` is not called: PEFT's layers call the module they stand around, and DoRA reads its weight. That is
         the same thing as long as this part is the only one in use at its site, as it is with one adapter in use.
         """
-        output: torch.Tensor = self._layer[0](x, *args, **kwargs)
+        layer = self._layer[0]
+        layer.training = self.training  # no module of the model, so nothing else keeps it in step
+        output: torch.Tensor = layer(x, *args, **kwargs)
         return output
+
+
+class _Magnitude(DoraLinearLayer):
+    """PEFT's, but a row of zeros, which has no direction, keeps its length of zero instead of becoming NaN."""
+
+    def get_weight_norm(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        norm: torch.Tensor = super().get_weight_norm(*args, **kwargs)
+        return torch.where(norm == 0, torch.ones_like(norm), norm)
 
 
 class LowRankPart(PeftPart):
@@ -90,7 +96,12 @@ class LowRankPart(PeftPart):
         )
 
         def make(linear: nn.Module) -> nn.Module:
-            return LoraLinear(linear, _INNER, config=config, r=rank, lora_alpha=alpha)
+            layer = LoraLinear(linear, _INNER, config=config, r=rank, lora_alpha=alpha)
+            if decomposed:
+                magnitude = _Magnitude(fan_in_fan_out=False)
+                magnitude.weight = layer.lora_magnitude_vector[_INNER].weight
+                layer.lora_magnitude_vector[_INNER] = magnitude
+            return layer
 
         super().__init__(base, make, ("lora_dropout", "lora_A", "lora_B", "lora_magnitude_vector"))
 

@@ -27,6 +27,7 @@ from vlsm_adapter.models.base import PromptSegmenter
 
 PREFIX = "adapter_"  # of the attributes of a SiteLayer that hold weights
 KIND = "VLSM_SITES"  # what stands where PEFT's configurations name their type
+_DISABLED = "_adapters_disabled"  # attribute of a model inside `disabled`
 
 
 @dataclass
@@ -66,6 +67,7 @@ def inject(model: PromptSegmenter, name: str, placements: list[Placement]) -> No
         layer = target if isinstance(target, SiteLayer) else SiteLayer(target).train(target.training)
         layer.add(name, placement, device)
         if layer is not target:
+            layer._disable_adapters = getattr(model, _DISABLED, False)
             parent, _, child = path.rpartition(".")
             setattr(model.get_submodule(parent), child, layer)
     configs: dict[str, Any] = getattr(model, "peft_config", {})
@@ -123,15 +125,18 @@ def active_name(model: nn.Module) -> str | None:
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
-    """The base model, bit for bit, as long as the context lasts."""
-    before = [(layer, layer.disable_adapters) for layer in layers(model)]
-    for layer, _ in before:
+    """The base model, bit for bit, as long as the context lasts; what is attached in it comes into use at its end."""
+    before = {layer: layer.disable_adapters for layer in layers(model)}
+    outer = getattr(model, _DISABLED, False)
+    setattr(model, _DISABLED, True)
+    for layer in before:
         layer._disable_adapters = True  # enable_adapters() would also touch requires_grad
     try:
         yield
     finally:
-        for layer, was in before:
-            layer._disable_adapters = was
+        setattr(model, _DISABLED, outer)
+        for layer in layers(model):
+            layer._disable_adapters = before.get(layer, outer)
 
 
 @contextmanager
@@ -141,13 +146,14 @@ def training(model: nn.Module) -> Iterator[None]:
     The base and copies of its modules never are: they keep the mode they have.
     """
     parts = [part for layer in layers(model) if isinstance(layer, SiteLayer) for part in layer.parts_in_use()]
+    before = [(module, module.training) for part in parts for module in part.modules()]
     for part in parts:
         part.train()
     try:
         yield
     finally:
-        for part in parts:
-            part.eval()
+        for module, was in before:
+            module.training = was
 
 
 @contextmanager

@@ -181,6 +181,28 @@ def test_failure_half_way_is_undone(model: PromptSegmenter, monkeypatch: pytest.
     attach(model, DENSE, "second")
 
 
+@pytest.mark.parametrize("first", [False, True], ids=["the first", "beside another"])
+def test_an_adapter_attached_inside_the_context_is_used_behind_it(
+    model: PromptSegmenter, inputs: dict, first: bool
+) -> None:
+    base = model(**inputs)
+    if first:
+        attach(model, DENSE)
+        shake(model, "default")
+    with without_adapter(model):
+        with without_adapter(model):
+            attach(model, ShallowAdapterConfig(bottleneck_dim=4), "late")
+            shake(model, "late")
+            assert torch.equal(model(**inputs), base)
+        assert torch.equal(model(**inputs), base)
+    assert active(model) == "late"
+    assert not torch.equal(model(**inputs), base)
+    with without_adapter(model):
+        detach(model, "late")
+        assert torch.equal(model(**inputs), base)
+    assert torch.equal(model(**inputs), base) is not first
+
+
 def test_base_comes_back_after_an_error_in_the_context(model: PromptSegmenter, inputs: dict) -> None:
     attach(model, DENSE)
     shake(model, "default")

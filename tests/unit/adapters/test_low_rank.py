@@ -17,6 +17,7 @@ from vlsm_adapter.adapters.attach import active, attach, attached, detach, train
 from vlsm_adapter.adapters.folder import load_adapter, save_adapter
 from vlsm_adapter.adapters.lora import TARGETS
 from vlsm_adapter.errors import AdapterError, ConfigError
+from vlsm_adapter.inference import inferring
 from vlsm_adapter.models.base import PromptSegmenter
 from vlsm_adapter.optimization import check_gradients, make_optimizer
 
@@ -195,6 +196,54 @@ def test_half_precision_base_keeps_its_start_and_float32_weights(new_model: Buil
     assert torch.equal(logits, base)
     logits.float().square().mean().backward()
     assert all(tensor.grad is not None for tensor in weights)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", LOW_RANK)
+def test_dropout_is_as_the_model_was_put_after_a_prediction(model: PromptSegmenter, inputs: dict, method: str) -> None:
+    attach(model, config_of(method, dropout=0.5))
+    shake(model)
+    model.train()
+    with inferring(model):
+        assert torch.equal(model(**inputs), model(**inputs))
+    layer = model.get_submodule(Q)
+    x = torch.ones(4, 24)
+
+    def drawn() -> torch.Tensor:
+        torch.manual_seed(1)
+        return layer(x)
+
+    after = drawn()
+    model.eval().train()  # whatever the way, train() says what training is
+    assert torch.equal(after, drawn())
+    model.eval()
+    assert not torch.equal(after, drawn())
+
+
+def test_training_mode_leaves_every_mode_as_it_was(model: PromptSegmenter) -> None:
+    attach(model, config_of("dora", dropout=0.5))
+    for mode in (True, False):
+        model.train(mode)
+        with training_mode(model):
+            assert model.get_submodule(f"{Q}.adapter_part.default").training
+        assert {module.training for module in model.modules()} == {mode}
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["in the base", "only later"])
+def test_a_row_of_zeros_is_none_of_nan(model: PromptSegmenter, later: bool) -> None:
+    with torch.no_grad():
+        base = model.get_submodule(Q)
+        base.weight[2] = 0
+    attach(model, config_of("dora"))
+    if later:  # a length where there is no direction
+        with torch.no_grad():
+            model.get_parameter(f"{Q}.adapter_part.default.lora_magnitude_vector.weight").fill_(2.0)
+    x = torch.randn(5, 24)
+    layer = model.get_submodule(Q)
+    layer(x).square().sum().backward()
+    assert torch.equal(layer(x)[:, 2], base.bias[2].expand(5))
+    gradients = [parameter.grad for parameter in layer.parameters() if parameter.requires_grad]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
 
 
 @pytest.mark.parametrize("method", METHODS)
