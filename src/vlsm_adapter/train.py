@@ -87,6 +87,8 @@ def _run(config: RunConfig, folder: RunFolder, console: Console) -> RunFolder:
         if before.finished:
             console.say(f"{folder.path}: finished already ({before.finished})")
             return folder
+    if folder.config_file.is_file():
+        _check_base_is_there(config, folder)
     # One that helps builds once it has joined: what is wrong there can then be told.
     under_way = folder.state_file.is_file()
     parts = None if is_further_process(config.train.devices) else build(config, console, under_way=under_way)
@@ -101,6 +103,16 @@ def _run(config: RunConfig, folder: RunFolder, console: Console) -> RunFolder:
     finally:
         end_fabric(fabric, failed=failed)
     return folder
+
+
+def _check_base_is_there(config: RunConfig, folder: RunFolder) -> None:
+    """A run keeps its base model's folder as it was when it began; say what to do if that has moved since."""
+    name = Path(config.model.name)
+    if name.is_absolute() and not name.is_dir():
+        raise TrainingError(
+            f"{folder.config_file}: model.name: there is no folder '{name}' any more; write there where the base model is "
+            "now, and resume again"
+        )
 
 
 def _lead(parts: Parts, folder: RunFolder, fabric: Fabric, console: Console) -> None:

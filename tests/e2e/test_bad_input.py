@@ -97,6 +97,21 @@ def test_models_that_cannot_be_used(vlsm: Callable, phantoms: Path, base_folder:
         assert not (tmp_path / "run").exists()
 
 
+def test_a_run_whose_base_has_moved_says_where_to_write_its_new_place(
+    vlsm: Callable, phantoms: Path, base_folder: Path, tmp_path: Path
+) -> None:
+    run, base = tmp_path / "run", tmp_path / "base"
+    run.mkdir()
+    text = f"data:\n  path: {phantoms}\nmodel:\n  name: {base}\ntrain:\n  epochs: 1\n"
+    (run / "config.yaml").write_text(text)
+    answer = vlsm("train", "--resume", run)
+    assert answer.code == 2, answer.err
+    assert len(answer.error.splitlines()) == 1, answer.err
+    assert f"{run / 'config.yaml'}: model.name: there is no folder '{base}' any more; write there" in answer.error
+    (run / "config.yaml").write_text(text.replace(f"{base}", f"{base_folder}"))
+    assert vlsm("train", "--resume", run).code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
