@@ -252,6 +252,8 @@ def load_adapter(
             f"{folder}: made for base '{manifest.base_id}' with hash {manifest.base_hash[:12]}, but "
             f"'{model.base_id}' has {model.base_hash[:12]}; give the base it was trained on (base=, --model)"
         )
+    if refused := model.refused_size(preprocessing.size):
+        raise AdapterError(f"{folder / CONFIG_NAME}: preprocessing: {refused}")
     if fresh:
         model.preprocessing = preprocessing
     elif model.preprocessing != preprocessing:
@@ -260,8 +262,12 @@ def load_adapter(
             "load it on its own model"
         )
     source = str(folder / WEIGHTS_NAME)
+    try:
+        placements = manifest.config.placements(model)
+    except AdapterError as error:  # blocks or places that this model does not have
+        raise AdapterError(f"{folder / CONFIG_NAME}: {error}") from error
     # Before anything is attached: a configuration that lies about its sizes must not cost memory either.
-    check_weights(weights, tuner.expected_shapes(manifest.config.placements(model), model), source)
+    check_weights(weights, tuner.expected_shapes(placements, model), source)
     attach(model, manifest.config, name)
     tuner.load_state_dict(model, name, weights, source)
     return model.freeze()

@@ -80,7 +80,12 @@ def load_model(name: str | Path, dtype: str | torch.dtype = "auto") -> PromptSeg
     family = str(config.get("model_type", "(none)"))
     if family not in _FAMILIES:
         raise ModelError(f"model '{base_id}': model_type '{family}' is not supported: {nearest(family, _FAMILIES)}")
-    return family_class(family).from_pretrained(source, base_id, dtype)
+    model = family_class(family).from_pretrained(source, base_id, dtype)
+    # A folder without this file has sizes that fit most models; another may be chosen before the first image.
+    given = not isinstance(source, Path) or (source / "preprocessor_config.json").is_file()
+    if given and (refused := model.refused_size(model.preprocessing.size)):
+        raise ModelError(f"{source}: preprocessor_config.json: {refused}")
+    return model
 
 
 def base_folder(name: str | Path) -> Path:

@@ -243,6 +243,20 @@ class PromptSegmenter(Identity, ABC):
         """Images uint8 (H, W, 3), each of its own size, to one float32 tensor (B, 3, h, w)."""
         return torch.stack([self.preprocessing(image) for image in images])
 
+    @property
+    def size_step(self) -> int:
+        """Sides of an image must be multiples of it, in pixels."""
+        return 1
+
+    def refused_size(self, size: tuple[int, int]) -> str:
+        """Why images of this (height, width) cannot be taken, in one line; empty where they can."""
+        height, width = size
+        if height % self.size_step or width % self.size_step:
+            return (
+                f"size {height} x {width}: both sides must be multiples of {self.size_step}, as '{self.base_id}' needs"
+            )
+        return ""
+
     def tokenize(self, prompts: Sequence[str]) -> Tokens:
         """Prompts to token ids, padded to the longest; a longer prompt than the context is cut, with a warning.
 

@@ -101,7 +101,11 @@ def load_preprocessing(source: str | Path, base_id: str, default: Preprocessing 
     path = find_file(source, "preprocessor_config.json")
     if path is None:
         return default or Preprocessing()
-    return Preprocessing.from_hugging_face(_read_json(path, base_id))
+    values = _read_json(path, base_id)
+    try:
+        return Preprocessing.from_hugging_face(values)
+    except ModelError as error:
+        raise ModelError(f"{path.parent}: {error}") from error
 
 
 def load_tokenizer(source: str | Path, base_id: str) -> PreTrainedTokenizerBase | FileTokenizer | None:

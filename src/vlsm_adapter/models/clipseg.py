@@ -101,6 +101,10 @@ class CLIPSeg(PromptSegmenter):
         """
         return self.image_head(self.image_trunk(pixel_values))
 
+    @property
+    def size_step(self) -> int:
+        return int(self.clipseg.config.vision_config.patch_size)
+
     def image_trunk(self, pixel_values: torch.Tensor) -> ImageFeatures:
         """As :meth:`encode_image`, before the sites on the way to the decoder (``image.skip``)."""
         hidden, grid = self._embed(pixel_values)

@@ -121,6 +121,10 @@ class CRIS(PromptSegmenter):
         """
         return self.image_head(self.image_trunk(pixel_values))
 
+    @property
+    def size_step(self) -> int:
+        return _STRIDE
+
     def image_trunk(self, pixel_values: torch.Tensor) -> ImageFeatures:
         """The maps, before methods change them."""
         height, width = pixel_values.shape[-2:]

@@ -99,8 +99,9 @@ class Preprocessing:
             ModelError: a key or value is not of this form.
         """
         try:
+            height, width = (_side(side) for side in values["size"])
             return cls(
-                size=(int(values["size"][0]), int(values["size"][1])),
+                size=(height, width),
                 mean=_triple(values["mean"]),
                 std=_triple(values["std"]),
                 resample=str(values["resample"]),
@@ -123,7 +124,7 @@ class Preprocessing:
         names = {number: name for name, number in _RESAMPLING.items()}
         try:
             return cls(
-                size=(int(height), int(width)),
+                size=(_side(height), _side(width)),
                 mean=_triple(values.get("image_mean", IMAGENET_MEAN)),
                 std=_triple(values.get("image_std", IMAGENET_STD)),
                 resample=names[int(values.get("resample", 2))],
@@ -147,6 +148,12 @@ class Preprocessing:
             "image_std": list(self.std),
             "resample": _RESAMPLING[self.resample],
         }
+
+
+def _side(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"side {value!r} is no whole number of pixels")
+    return value
 
 
 def _triple(values: Any) -> tuple[float, float, float]:

@@ -128,6 +128,10 @@ class SAN(PromptSegmenter):
         """
         return self.image_head(self.image_trunk(pixel_values))
 
+    @property
+    def size_step(self) -> int:
+        return self.config.step
+
     def image_trunk(self, pixel_values: torch.Tensor) -> ImageFeatures:
         """The CLIP features that are read, each (B, 1 + n, D), on CLIP's grid, and the pixels, for the side network.
 

@@ -116,6 +116,10 @@ class TextFree(PromptSegmenter):
 
     # -- the three stages ------------------------------------------------------------------------------------------
 
+    @property
+    def size_step(self) -> int:
+        return self.architecture.reduction
+
     def encode_image(self, pixel_values: torch.Tensor) -> ImageFeatures:
         """The whole network: one activation, the logits (B, 1, H, W).
 

@@ -259,6 +259,25 @@ def test_other_preprocessing_is_refused(folder: Path, model: PromptSegmenter) ->
     assert "(64, 64)" in fails(folder, model=model)
 
 
+@pytest.mark.parametrize(
+    ("size", "says"),
+    [
+        ([33, 33], "multiples of 8"),
+        ([32, 32, 99], "too many values"),
+        ([32], "not enough values"),
+        ([32.5, 32], "32.5"),
+    ],
+)
+@pytest.mark.parametrize("fresh", [False, True], ids=["on a model", "alone"])
+def test_size_that_the_base_does_not_take(
+    folder: Path, model: PromptSegmenter, size: list, says: str, fresh: bool
+) -> None:
+    change_json(folder, ["preprocessing", "size"], size)
+    message = fails(folder) if fresh else fails(folder, model=model)
+    assert CONFIG_NAME in message
+    assert says in message
+
+
 @pytest.mark.parametrize("version", [2, 0, "1", None])
 def test_unknown_format_version(folder: Path, model: PromptSegmenter, version: object) -> None:
     change_json(folder, ["format_version"], version)

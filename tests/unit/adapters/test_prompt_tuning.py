@@ -392,6 +392,10 @@ def test_folder_that_lies_about_its_tokens(model: CLIPSeg, tmp_path: Path) -> No
     detach(model, "default")
     with pytest.raises(AdapterError, match=r"has shape \(3, 16\), the adapter needs \(4, 16\)"):
         load_adapter(tmp_path / "adapter", model=model)
+    file.write_text(file.read_text().replace('"tokens": 4', '"tokens": 40'))
+    with pytest.raises(AdapterError, match="tokens=40: the text encoder") as caught:
+        load_adapter(tmp_path / "adapter", model=model)
+    assert str(caught.value).startswith(f"{file}: ")
 
 
 @methods

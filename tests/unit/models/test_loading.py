@@ -161,6 +161,23 @@ def test_damaged_preprocessing(folder: Path) -> None:
     assert "preprocessor_config.json" in message_of(folder)
 
 
+@pytest.mark.parametrize(
+    ("size", "says"),
+    [
+        ({"height": 33, "width": 32}, "size 33 x 32: both sides must be multiples of 8"),
+        (33, "size 33 x 33: both sides must be multiples of 8"),
+        ([32, 32, 99], "needs size"),
+        (32.5, "side 32.5 is no whole number of pixels"),
+    ],
+)
+def test_size_that_the_model_does_not_take(folder: Path, size: object, says: str) -> None:
+    (folder / "preprocessor_config.json").write_text(json.dumps({"size": size}))
+    message = message_of(folder)
+    assert str(folder) in message
+    assert "preprocessor_config.json" in message
+    assert says in message
+
+
 def test_folder_gives_its_own_preprocessing(model: PromptSegmenter, folder: Path) -> None:
     assert model.preprocessing.size == (32, 32)
     (folder / "preprocessor_config.json").unlink()
