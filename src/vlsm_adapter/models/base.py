@@ -261,8 +261,10 @@ class PromptSegmenter(Identity, ABC):
         """Prompts to token ids, padded to the longest; a longer prompt than the context is cut, with a warning.
 
         Raises:
-            ModelError: there is no prompt, or the model was built without a tokenizer.
+            ModelError: there is no prompt, one text stands in place of a list, or the model was built without a tokenizer.
         """
+        if isinstance(prompts, str):  # would be read as one prompt per letter
+            raise ModelError(f"prompts {prompts!r}: must be a list, e.g. [{prompts!r}]")
         if not prompts:
             raise ModelError("no prompt given: ask for at least one, e.g. ['polyp']")
         if self.tokenizer is None:

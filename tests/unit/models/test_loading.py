@@ -213,6 +213,11 @@ def test_long_prompt_is_cut_and_told_once(model: PromptSegmenter, caplog: pytest
     assert "left heart" in record.getMessage().split("cut off")[1]
 
 
+def test_one_text_is_not_read_as_a_prompt_per_letter(model: PromptSegmenter) -> None:
+    with pytest.raises(ModelError, match=r"prompts 'polyp': must be a list, e\.g\. \['polyp'\]"):
+        model.tokenize("polyp")
+
+
 def test_no_prompt(model: PromptSegmenter) -> None:
     with pytest.raises(ModelError, match="no prompt"):
         model.tokenize([])
