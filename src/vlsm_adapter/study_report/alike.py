@@ -62,7 +62,7 @@ def _ways(members: Sequence[Result]) -> list[list[Result]]:
 
 def _training(result: Result) -> dict[str, Any]:
     """Everything that must be equal between the seeds of a cell, by the name it has in messages."""
-    recipe = {name: value for name, value in result.recipe.items() if name not in _IMMATERIAL}
+    recipe = {name: value for name, value in result.known_recipe.items() if name not in _IMMATERIAL}
     return {"method": result.method, **result.settings, **recipe, "training level": result.train_level}
 
 

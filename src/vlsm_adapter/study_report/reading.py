@@ -14,7 +14,7 @@ from typing import Any
 
 from vlsm_adapter.errors import UserError, one_line
 from vlsm_adapter.evaluation_folder import EvaluationFolder, read_scores
-from vlsm_adapter.study_report.results import ALL_LABELS, ZERO_SHOT, Result, cases_of
+from vlsm_adapter.study_report.results import ALL_LABELS, PRECISION, ZERO_SHOT, Result, cases_of
 from vlsm_adapter.study_report.run import Run, run_of
 
 SMALL_SUFFIX = ".result.json.gz"
@@ -190,6 +190,8 @@ def _trained(
     elsewhere = _is_elsewhere(run, summary)
     name = str(summary["data"]["name"]) or "data"
     recipe = {f"train.{key}": value for key, value in config["train"].items() if key not in _NOT_RECIPE}
+    if (used := run.precision()) is not None:
+        recipe[PRECISION] = used
     recipe["data.augment"] = config["data"].get("augment", "none")
     if config["model"].get("image_size") is not None:
         recipe["model.image_size"] = config["model"]["image_size"]

@@ -21,6 +21,9 @@ from vlsm_adapter.types import CaseScore
 METRIC_NAMES = ("dice", "iou", "hd95", "nsd")
 ZERO_SHOT = "zero_shot"
 ALL_LABELS = "100%"
+PRECISION = "train.precision"
+# What the configuration asked for, where nothing tells which arithmetic it became on its machine.
+UNKNOWN_PRECISION = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,8 @@ class Result:
         protocol: name of the study's protocol; None without a study or training.
         model, model_hash: the base model's name and the SHA-256 of its weights.
         method, settings: the adaptation method and all of its settings.
-        recipe: how it was trained: dotted key of the configuration to value.
+        recipe: how it was trained: dotted key of the configuration to value; ``train.precision`` is the one really used, and
+            ``auto`` where that is not known (files of the small form written before it was kept).
         data: name of the data set, with its fold or split file if there is one.
         trained_on: name of the data it was trained on where that is another, else None.
         split, level, threshold, nsd_tolerance: how it was evaluated.
@@ -131,6 +135,11 @@ class Result:
     @property
     def is_zero_shot(self) -> bool:
         return self.method == ZERO_SHOT
+
+    @property
+    def known_recipe(self) -> dict[str, Any]:
+        """The recipe without a precision that is not known: with that no two results differ."""
+        return {name: value for name, value in self.recipe.items() if (name, value) != (PRECISION, UNKNOWN_PRECISION)}
 
     def __str__(self) -> str:
         """For messages: data, method and seed."""

@@ -72,6 +72,11 @@ class Run:
         except (OSError, ValueError, KeyError, TypeError, csv.Error):
             return {}
 
+    def precision(self) -> str | None:
+        """The arithmetic that training really used: what ``auto`` means depends on the machine."""
+        value = self.json("environment.json").get("precision")
+        return value if isinstance(value, str) and value else None
+
     def resources(self, curve: Mapping[str, Sequence[float | None]]) -> dict[str, float]:
         """Time and memory of training: ``resources.json``, else the seconds that ``metrics.csv`` tells."""
         values = self.json("resources.json")

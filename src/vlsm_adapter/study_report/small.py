@@ -17,13 +17,14 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vlsm_adapter import files
 from vlsm_adapter.errors import UserError, one_line
 from vlsm_adapter.study_report.reading import SMALL_SUFFIX
-from vlsm_adapter.study_report.results import Case, Result, same_numbers, six_digits
+from vlsm_adapter.study_report.results import PRECISION, UNKNOWN_PRECISION, Case, Result, same_numbers, six_digits
 from vlsm_adapter.study_report.small_checks import check_result, is_number
 
 FORMAT = "vlsm-study-result"
@@ -63,8 +64,9 @@ def distinct(results: Iterable[Result]) -> tuple[list[Result], list[str]]:
             odd.append(f"{result.source} and {before.source}: {difference}")
         else:
             conflicts.append(f"{before.source} and {result.source} are both {result}, but {difference}")
+    merged = _with_known_precision(list(kept.values()), conflicts)
     by_cell: dict[tuple[Any, ...], Result] = {}
-    for result in kept.values():
+    for result in merged:
         if not result.name or result.is_zero_shot:
             continue
         cell = tuple(getattr(result, key) for key in _CELL)
@@ -83,7 +85,34 @@ def distinct(results: Iterable[Result]) -> tuple[list[Result], list[str]]:
             f"Zero-shot scores were measured several times and differ in {len(odd)} of these (another machine or "
             f"version?); the first count. First: {odd[0]}."
         )
-    return list(kept.values()), notes
+    return merged, notes
+
+
+def _with_known_precision(results: Sequence[Result], conflicts: list[str]) -> list[Result]:
+    """Results whose precision is not known joined to the same one of which it is; ``conflicts`` gets what contradicts it."""
+    known: dict[str, list[Result]] = {}
+    for result in results:
+        if result.recipe.get(PRECISION, UNKNOWN_PRECISION) != UNKNOWN_PRECISION:
+            known.setdefault(_unknown(result).key, []).append(result)
+    fuller: dict[str, Result] = {}
+    joined: set[str] = set()
+    for result in results:
+        others = known.get(result.key)
+        if others is None:
+            continue
+        joined.add(result.key)
+        same = next((other for other in others if same_numbers(result, other) is None), None)
+        if same is None:
+            what = same_numbers(others[0], result)
+            conflicts.append(f"{others[0].source} and {result.source} are both {result}, but {what}")
+        elif _fullness(result) > _fullness(same):
+            fuller[same.key] = replace(result, recipe=same.recipe)
+    return [fuller.get(result.key, result) for result in results if result.key not in joined]
+
+
+def _unknown(result: Result) -> Result:
+    """``result`` as it was kept before the precision really used was."""
+    return replace(result, recipe={**result.recipe, PRECISION: UNKNOWN_PRECISION})
 
 
 def _difference(one: Result, other: Result) -> str:
@@ -108,7 +137,10 @@ def _fullness(result: Result) -> int:
 
 
 def write_small(results: Sequence[Result], folder: Path) -> list[Path]:
-    """Write a file per result that has none yet; the files of all."""
+    """Write a file per result that has none yet; the files of all.
+
+    A file of the same result that does not know its precision (see `distinct`) is replaced.
+    """
     paths = []
     for result in results:
         path = folder / "runs" / _name(result)
@@ -119,6 +151,9 @@ def write_small(results: Sequence[Result], folder: Path) -> list[Path]:
         )
         if not (path.is_file() and path.read_bytes() == content):
             files.write_bytes(path, content)
+    for result in results:
+        if PRECISION in result.recipe and (before := folder / "runs" / _name(_unknown(result))) not in paths:
+            before.unlink(missing_ok=True)
     return paths
 
 

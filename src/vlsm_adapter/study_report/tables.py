@@ -203,12 +203,16 @@ def _row_keys(results: Sequence[Result]) -> dict[str, RowKey]:
             name
             for cell in cells.values()
             for name in {name for result in cell for name in result.recipe}
-            if len({canonical(result.recipe.get(name)) for result in cell}) > 1
+            if len({canonical(result.recipe.get(name)) for result in cell if not _says_nothing(result, name)}) > 1
         }
         for result in members:
             chosen = {name: result.recipe.get(name) for name in sorted(differing)}
             found[result.key] = ("plain", *group, canonical(chosen))
     return found
+
+
+def _says_nothing(result: Result, name: str) -> bool:
+    return name in result.recipe and name not in result.known_recipe
 
 
 def _rows(results: Sequence[Result], keys: Mapping[str, RowKey]) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -78,6 +79,32 @@ def test_what_one_run_does_not_say_is_no_difference(made: Made) -> None:
 def test_how_it_was_computed_is_no_difference(made: Made) -> None:
     odd = made(3, recipe={"train.checkpointing": True, "train.workers": 8, "train.lr": 1e-3})
     assert trained_alike([made(1), made(2), odd]) == ([made(1), made(2), odd], [])
+
+
+def test_what_auto_became_is_a_difference_where_it_is_known(made: Made) -> None:
+    used = {"bf16": [1, 2], "32": [3], "unknown": [4]}
+    names = {"bf16": "bf16-mixed", "32": "32-true", "unknown": "auto"}
+    results = [made(seed, recipe={"train.precision": names[kind]}) for kind, seeds in used.items() for seed in seeds]
+    kept, left_out = trained_alike(results)
+    assert seeds(kept) == [1, 2, 4]  # an older file says "auto" alone
+    assert "seed 3: train.precision 32-true, the others bf16-mixed" in left_out[0][1]
+
+
+def test_the_report_names_seeds_of_another_machine(
+    fake: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlsm_adapter.study_report.figures.draw.drawn", lambda *_: iter(()))
+    study = fake.write_study(tmp_path / "study", methods=("dense_v",), data=("isic",), seeds=(41, 42, 43))
+    for config in study.glob("runs/*/*/*/*/*/s*/config.yaml"):
+        config.write_text(config.read_text().replace("lr: 0.001", "lr: 0.001\n  precision: auto"))
+        used = "32-true" if config.parent.name == "s42" else "bf16-mixed"
+        (config.parent / "environment.json").write_text(json.dumps({"device": "cpu", "precision": used}))
+    small = tmp_path / "small"
+    report = write_study_report([study], small=small, n_boot=20)
+    (line,) = [note for note in report.notes if note.startswith("left out")]
+    assert "seed 42: train.precision 32-true, the others bf16-mixed" in line
+    again = write_study_report([small], out=tmp_path / "again", n_boot=20)
+    assert any("train.precision 32-true, the others bf16-mixed" in note for note in again.notes)
 
 
 def test_other_cells_and_runs_without_a_study_are_not_compared(made: Made) -> None:

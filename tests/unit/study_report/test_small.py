@@ -104,6 +104,46 @@ def test_one_cell_trained_in_two_ways_is_refused(run: Result) -> None:
     assert len(distinct([run, replace(run, recipe={"train.epochs": 5})])[0]) == 2  # without a study: two rows
 
 
+def with_precision(run: Result, value: str) -> Result:
+    return replace(run, source=value, recipe={**run.recipe, "train.precision": value})
+
+
+@pytest.mark.parametrize("name", ["", "dense"])
+def test_an_older_file_that_does_not_know_the_precision_is_the_same_result(
+    run: Result, tmp_path: Path, name: str
+) -> None:
+    run = replace(run, name=name)
+    old, now = with_precision(run, "auto"), with_precision(run, "bf16-mixed")
+    for order in ([old, now], [now, old]):
+        assert distinct(order) == ([now], [])
+    bare = replace(now, curve={}, sensitivity=None)
+    ((kept,), _) = distinct([old, bare])  # the fuller one, with what is known of the precision
+    assert (kept.recipe, kept.curve) == (now.recipe, old.curve)
+    write_small([old], tmp_path / "small")
+    (file,) = write_small([now], tmp_path / "small")
+    assert [*tmp_path.glob("small/runs/*")] == [file]
+
+
+@pytest.mark.parametrize("name", ["", "dense"])
+def test_an_older_file_with_other_numbers_is_refused(run: Result, name: str) -> None:
+    run = replace(run, name=name)
+    other = replace(with_precision(run, "auto"), values={**run.values, "dice": (0.9, 0.5, float("nan"))})
+    with pytest.raises(UserError, match=r"dice of case 'case_0000' is 0\.333333 in one and 0\.9 in the other"):
+        distinct([with_precision(run, "bf16-mixed"), other])
+
+
+def test_two_precisions_of_one_seed(run: Result) -> None:
+    both = [with_precision(run, value) for value in ("bf16-mixed", "32-true")]
+    assert distinct(both)[0] == both  # without a study: two rows
+    named = [replace(one, name="dense") for one in both]
+    with pytest.raises(UserError, match=r"train\.precision is 'bf16-mixed' in one and '32-true' in the other"):
+        distinct(named)
+    labels = [row.label for row in arrange(both)[1]]
+    assert labels == ["Dense precision=32-true", "Dense precision=bf16-mixed"]
+    unknown = replace(with_precision(run, "auto"), seed=43)
+    assert len(arrange([both[0], unknown])[1]) == 1
+
+
 def test_many_contradictions_are_told_shortly(run: Result) -> None:
     ours = [replace(run, seed=seed) for seed in range(20)]
     theirs = [replace(one, values={**one.values, "dice": (0.9, 0.5, 0.1)}) for one in ours]
