@@ -14,6 +14,7 @@ from vlsm_adapter.errors import TrainingError
 from vlsm_adapter.models.base import PromptSegmenter
 
 AUTOCAST_TYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+AUTO = "auto"  # by the machine
 INT8 = "int8"  # of frozen maps alone; all else is 32-true
 _M_MMAP_THRESHOLD = -3  # of malloc.h
 PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.3, 5  # of the paper
@@ -43,7 +44,7 @@ def make_optimizer(model: PromptSegmenter, config: TrainConfig, *, fused: bool =
 
 def choose_precision(name: str) -> str:
     """The arithmetic by its name; ``auto`` is 16-bit where the hardware multiplies it fast, else 32-bit."""
-    if name != "auto":
+    if name != AUTO:
         if name == INT8 and torch.cuda.is_available():
             raise TrainingError("train.precision=int8 is for a CPU; use bf16-mixed or 16-mixed on this machine")
         if name == "16-mixed" and not torch.cuda.is_available():

@@ -102,6 +102,15 @@ class RunFolder:
         """The run's configuration."""
         return RunConfig.load(self.config_file)
 
+    def precision(self) -> str | None:
+        """The arithmetic that training really used, by ``environment.json``; None where it does not say."""
+        try:
+            values = json.loads(self.environment_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return None
+        found = values.get("precision") if isinstance(values, dict) else None
+        return found if isinstance(found, str) and found else None
+
     def data(self) -> dict[str, Any]:
         """What ``data.json`` holds, or an empty dictionary.
 

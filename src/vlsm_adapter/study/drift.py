@@ -74,7 +74,7 @@ def drift(folder: CellFolder, config: RunConfig, comparison: CaseComparison, *, 
         then = folder.run.config()
     except UserError as error:
         return f"{folder.path}: its configuration cannot be read ({error}); remove the folder to run it again"
-    if changed := differences(then, config):
+    if changed := differences(_as_trained(folder, then, config), config):
         return (
             f"{folder.path}: {'; '.join(changed[:3])}{' ...' if len(changed) > 3 else ''}: "
             "change it back, give the changed part a new name in the study, or remove the folder to run it again"
@@ -92,6 +92,14 @@ def drift(folder: CellFolder, config: RunConfig, comparison: CaseComparison, *, 
             "name in the study, or remove the folder to run it again"
         )
     return None
+
+
+def _as_trained(folder: CellFolder, then: RunConfig, now: RunConfig) -> RunConfig:
+    """``then`` with the arithmetic that ``auto`` became in the run, where the study names one by now."""
+    used = folder.run.precision()
+    if used is None or then.train.precision != "auto" or now.train.precision == "auto":
+        return then
+    return dataclasses.replace(then, train=dataclasses.replace(then.train, precision=used))
 
 
 def _evaluated(folder: CellFolder) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from vlsm_adapter.study.estimate import free_memory_gb, side_by_side, spell
 from vlsm_adapter.study.folder import CellFolder, StudyFolder, best_validation
 from vlsm_adapter.study.grid import Cell
 from vlsm_adapter.study.plan import Plan, absolute, check, make_plan, settle, write_status
+from vlsm_adapter.study.precision import mixed_precision
 from vlsm_adapter.study.preview import preview, room
 from vlsm_adapter.study.processes import Executor, LocalExecutor, Outcome
 from vlsm_adapter.study.reader import load_study
@@ -72,9 +73,11 @@ def compare(
     if dry_run:
         for line in preview(plan, jobs=jobs, local=local):
             print(line)
+        _warn_of_precision(plan, console)
         return 0
     if plan.todo or plan.searching:
         check(plan, absent_is_wrong=True)
+        _warn_of_precision(plan, console)
     busy = f"{out}: another 'vlsm compare' works on this study; wait for it or stop it"
     try:
         plan.folder.path.mkdir(parents=True, exist_ok=True)
@@ -104,6 +107,11 @@ def compare(
     done = sum(plan.finished(cell) for cell in plan.selected)
     console.say(f"{done} of {len(plan.selected)} runs finished" + (f", {len(failures)} failed" if failures else ""))
     return 1 if failures else 0
+
+
+def _warn_of_precision(plan: Plan, console: Console) -> None:
+    if told := mixed_precision(plan):
+        console.warn(told)
 
 
 def _run(

@@ -74,8 +74,7 @@ class Run:
 
     def precision(self) -> str | None:
         """The arithmetic that training really used: what ``auto`` means depends on the machine."""
-        value = self.json("environment.json").get("precision")
-        return value if isinstance(value, str) and value else None
+        return self._folder.precision()
 
     def resources(self, curve: Mapping[str, Sequence[float | None]]) -> dict[str, float]:
         """Time and memory of training: ``resources.json``, else the seconds that ``metrics.csv`` tells."""

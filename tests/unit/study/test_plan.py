@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from vlsm_adapter.console import Console
 from vlsm_adapter.data.cases import load_cases
 from vlsm_adapter.data.phantoms import write_phantoms
 from vlsm_adapter.errors import ConfigError, UserError
@@ -21,8 +22,10 @@ from vlsm_adapter.study.checks import check_cells
 from vlsm_adapter.study.estimate import Step, side_by_side, spell
 from vlsm_adapter.study.folder import CellFolder, StudyFolder
 from vlsm_adapter.study.plan import Plan, absolute, check, make_plan, write_status
+from vlsm_adapter.study.precision import mixed_precision
 from vlsm_adapter.study.preview import preview
 from vlsm_adapter.study.reader import load_study
+from vlsm_adapter.study.runner import compare
 from vlsm_adapter.types import CaseScore
 
 Planned = Callable[..., Plan]
@@ -106,6 +109,49 @@ def test_a_changed_run_is_refused_each_on_a_line(plan_of: Planned) -> None:
     CellFolder(plan.cell_folder(plan.cells[1]).path).run.config_file.write_text("train: [")
     with pytest.raises(ConfigError, match="cannot be read"):
         plan_of()
+
+
+def test_another_arithmetic_by_auto_is_told_with_what_to_write(
+    plan_of: Planned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlsm_adapter.optimization._cpu_has_bf16", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    plan = plan_of()
+    folder = run_like(plan, 1)
+    assert mixed_precision(plan_of()) is None  # what it was is not known
+    folder.run.environment_file.write_text('{"precision": "bf16-mixed"}')
+    assert mixed_precision(plan_of()) is None
+    folder.run.environment_file.write_text('{"precision": "32-true"}')
+    told = str(mixed_precision(plan_of()))
+    assert "auto is bf16-mixed on this machine, and was 32-true in 1 run of this study, the first polyps/" in told
+    assert "write 'train: {precision: 32-true}' in the study" in told
+    assert "\n" not in told
+    # What it says to write is no change of the runs that are there, and ends it.
+    named = plan_of(train={"epochs": 2, "precision": "32-true"})
+    assert len(named.todo) == 2
+    assert mixed_precision(named) is None
+    with pytest.raises(ConfigError, match=r"train\.precision='bf16-mixed', was '32-true'"):
+        plan_of(train={"epochs": 2, "precision": "bf16-mixed"})
+    folder.run.environment_file.write_text('{"precision": "16-mixed"}')  # of a GPU, which is not here
+    assert "16-mixed in 1 run" in str(mixed_precision(plan_of()))
+    assert "on a machine like theirs" in str(mixed_precision(plan_of()))
+    other = run_like(plan, 2)
+    other.run.environment_file.write_text('{"precision": "bf16-mixed"}')
+    assert mixed_precision(plan_of()) is None  # nothing is left to train
+
+
+def test_a_study_that_goes_on_in_another_arithmetic_says_so(
+    plan_of: Planned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlsm_adapter.study.precision.choose_precision", lambda _: "32-true")
+    folder = run_like(plan_of(), 1)
+    folder.run.environment_file.write_text('{"precision": "bf16-mixed"}')
+    warned: list[str] = []
+    console = Console(quiet=True)
+    monkeypatch.setattr(console, "warn", warned.append)
+    compare(tmp_path / "study.yaml", tmp_path / "study", dry_run=True, local=True, console=console)
+    assert len(warned) == 1
+    assert "write 'train: {precision: bf16-mixed}'" in warned[0]
 
 
 def test_moved_data_must_hold_the_same_cases(plan_of: Planned, phantoms: Path, tmp_path: Path) -> None:
