@@ -107,7 +107,10 @@ class Method:
 
 @dataclass(frozen=True)
 class Study:
-    """A study, checked. ``data`` and ``protocols`` hold keys of ``data`` beside ``train``, a section of its own."""
+    """A study, checked. ``data`` and ``protocols`` hold keys of ``data`` beside ``train``, a section of its own.
+
+    ``source`` is its name, ``file`` what it was read from, as it was given, for messages.
+    """
 
     data: Mapping[str, Mapping[str, Any]]
     models: Mapping[str, Mapping[str, Any]]
@@ -121,6 +124,7 @@ class Study:
     resources: Resources
     search: Search | None
     source: str = "study"
+    file: str | None = field(default=None, compare=False)
 
     @classmethod
     def load(cls, file: str | Path) -> Study:

@@ -39,7 +39,7 @@ def load_study(file: str | Path) -> Study:
     study = _Reader(_read(Path(file)), problems).study(Path(file).stem)
     if problems:
         raise ConfigError("\n".join(f"{file}: {problem}" for problem in dict.fromkeys(problems)))
-    return study
+    return dataclasses.replace(study, file=str(file))
 
 
 def fraction_label(value: Any) -> str:
@@ -63,7 +63,7 @@ class _Reader:
         self.problems = problems
 
     def study(self, source: str) -> Study:
-        known = {item.name for item in dataclasses.fields(Study)} - {"source"}
+        known = {item.name for item in dataclasses.fields(Study)} - {"source", "file"}
         self._known(self.values, "", known)
         for key in ("data", "methods"):
             if not self.values.get(key):

@@ -47,6 +47,15 @@ def cells(tmp_path: Path) -> list[Cell]:
     return expand(study_of(tmp_path, VALUES))
 
 
+def test_what_the_axes_contradict_names_the_file(tmp_path: Path) -> None:
+    wrong = {"dense": {}, "again": {"method": "dense"}, "same": {"method": "dense"}}
+    with pytest.raises(ConfigError) as caught:
+        expand(study_of(tmp_path, changed(methods=wrong)))
+    lines = str(caught.value).splitlines()
+    assert lines
+    assert all(line.startswith(f"{tmp_path / 'study.yaml'}: method: 'dense' and '") for line in lines)
+
+
 def test_every_combination_once(cells: list[Cell]) -> None:
     # 2 data sets x 2 protocols: zero-shot once, two variants in 3 x 2, the third method on one data set, 3 seeds.
     assert len(cells) == 4 + 2 * 4 * 6 + 2 * 3
