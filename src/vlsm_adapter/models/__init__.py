@@ -103,6 +103,29 @@ def base_folder(name: str | Path) -> Path:
     return found
 
 
+def hash_on_disk(name: str | Path) -> str | None:
+    """The hash of a base model's weights as :attr:`PromptSegmenter.base_hash`, without loading it and without the network.
+
+    None where its files are not on this machine (or a network starts from random weights), or cannot be read.
+    """
+    from vlsm_adapter.models import checkpoints
+
+    folder = _EMBEDDED.get(str(name), Path(name).expanduser())
+    if not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        if str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
+            return None
+        cached = try_to_load_from_cache(str(name), "config.json")
+        if not isinstance(cached, str):
+            return None
+        folder = Path(cached).parent
+    try:
+        return checkpoints.hash_folder(folder)
+    except (ModelError, OSError):
+        return None
+
+
 def embedded_models() -> list[str]:
     """Names of the models that come with the package."""
     return list(_EMBEDDED)

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vlsm_adapter.adapters.folder import CONFIG_NAME
 from vlsm_adapter.config import RunConfig
 from vlsm_adapter.errors import UserError, one_line
 from vlsm_adapter.evaluation_folder import EvaluationFolder, read_scores
+from vlsm_adapter.models import hash_on_disk
 from vlsm_adapter.study.folder import CellFolder
 from vlsm_adapter.study.grid import differences
 
 
-class CaseComparison:
-    """Whether data sets still hold the cases that runs recorded; each data set is read once."""
+class Comparison:
+    """Whether data sets still hold the cases that runs recorded, and models their weights; each is read once."""
 
     def __init__(self) -> None:
         self._read: dict[str, set[tuple[str, str]] | str] = {}
+        self._hashes: dict[str, str | None] = {}
+
+    def same_base(self, recorded: str | None, name: str) -> bool | None:
+        """Whether model ``name`` has the weights of hash ``recorded``; None where one of the two is not known."""
+        if recorded is None:
+            return None
+        if name not in self._hashes:
+            self._hashes[name] = hash_on_disk(name)
+        now = self._hashes[name]
+        return None if now is None else now == recorded
 
     def differs(self, recorded: Mapping[str, Any], config: RunConfig) -> str | None:
         """What differs, or None.
@@ -58,7 +72,7 @@ class CaseComparison:
         return self._read[key]
 
 
-def drift(folder: CellFolder, config: RunConfig, comparison: CaseComparison, *, trains: bool = True) -> str | None:
+def drift(folder: CellFolder, config: RunConfig, comparison: Comparison, *, trains: bool = True) -> str | None:
     """Why the run on disk is not the one that is asked for now; None where it is, or there is none.
 
     Data that is not on this machine is taken to be what it was.
@@ -74,7 +88,8 @@ def drift(folder: CellFolder, config: RunConfig, comparison: CaseComparison, *, 
         then = folder.run.config()
     except UserError as error:
         return f"{folder.path}: its configuration cannot be read ({error}); remove the folder to run it again"
-    if changed := differences(_as_trained(folder, then, config), config):
+    same_base = comparison.same_base(_base_of(folder), config.model.name)
+    if changed := differences(_as_trained(folder, then, config), config, same_base=same_base):
         return (
             f"{folder.path}: {'; '.join(changed[:3])}{' ...' if len(changed) > 3 else ''}: "
             "change it back, give the changed part a new name in the study, or remove the folder to run it again"
@@ -100,6 +115,16 @@ def _as_trained(folder: CellFolder, then: RunConfig, now: RunConfig) -> RunConfi
     if used is None or then.train.precision != "auto" or now.train.precision == "auto":
         return then
     return dataclasses.replace(then, train=dataclasses.replace(then.train, precision=used))
+
+
+def _base_of(folder: CellFolder) -> str | None:
+    """Hash of the base model that the run was made with, by its adapter, else by an evaluation; None before both."""
+    for file in (folder.run.adapter / CONFIG_NAME, *sorted(folder.run.evaluation.glob("*-*/summary.json"))):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            found = json.loads(file.read_text(encoding="utf-8"))["base"]["sha256"]
+            if isinstance(found, str):
+                return found
+    return None
 
 
 def _evaluated(folder: CellFolder) -> dict[str, Any]:

@@ -159,13 +159,23 @@ def select(cells: Sequence[Cell], pattern: str | None) -> list[Cell]:
     return [cell for cell in cells if cell.path in wanted]
 
 
-def differences(then: RunConfig, now: RunConfig) -> list[str]:
+def differences(then: RunConfig, now: RunConfig, *, same_base: bool | None = None) -> list[str]:
     """What differs between two configurations of a run and changes its result, such as ``train.lr=0.1, was 0.2``.
 
     Places do not count: the study may have moved to another machine.
+
+    Args:
+        same_base: whether the weights of their base models are equal; where that is not known (None), the last part of
+            their names says it.
     """
     old, new = _comparable(then), _comparable(now)
-    return [f"{key}={new.get(key)!r}, was {old.get(key)!r}" for key in {**new, **old} if new.get(key) != old.get(key)]
+    found = []
+    if same_base is not None:
+        old["model.name"] = new["model.name"] = None
+        found += [] if same_base else [f"model.name={now.model.name!r} has other weights than the run's base had"]
+    return found + [
+        f"{key}={new.get(key)!r}, was {old.get(key)!r}" for key in {**new, **old} if new.get(key) != old.get(key)
+    ]
 
 
 def _comparable(config: RunConfig) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from vlsm_adapter.data.subsets import subset_size
 from vlsm_adapter.errors import ConfigError, UserError
 from vlsm_adapter.study.checks import Facts, Probe, check_cells
 from vlsm_adapter.study.config import Study
-from vlsm_adapter.study.drift import CaseComparison, drift
+from vlsm_adapter.study.drift import Comparison, drift
 from vlsm_adapter.study.estimate import Estimator
 from vlsm_adapter.study.folder import STATUS_FORMAT, CellFolder, StudyFolder
 from vlsm_adapter.study.grid import Cell, Group, expand, select
@@ -31,7 +31,7 @@ class Plan:
         searches: of the selected runs.
         undecided: groups whose search is not over, or found nothing: their cells are not final.
         facts, estimator: see :mod:`checks` and :mod:`estimate`.
-        comparison: of the cases of runs on disk with those of the data now.
+        comparison: of the cases and base models of runs on disk with those of now.
     """
 
     study: Study
@@ -44,7 +44,7 @@ class Plan:
     undecided: set[Group] = field(default_factory=set)
     facts: Facts = field(default_factory=Facts)
     estimator: Estimator = field(default_factory=lambda: Estimator(Facts()))
-    comparison: CaseComparison = field(default_factory=CaseComparison)
+    comparison: Comparison = field(default_factory=Comparison)
 
     def cell_folder(self, cell: Cell) -> CellFolder:
         """Where the run of ``cell`` lies."""

@@ -21,7 +21,7 @@ from vlsm_adapter import files
 from vlsm_adapter.config import RunConfig
 from vlsm_adapter.errors import ConfigError, UserError, one_line
 from vlsm_adapter.study.config import Study
-from vlsm_adapter.study.drift import CaseComparison, drift
+from vlsm_adapter.study.drift import Comparison, drift
 from vlsm_adapter.study.folder import CellFolder, best_validation
 from vlsm_adapter.study.grid import Cell, Group, config_of
 from vlsm_adapter.study.ranges import Range
@@ -62,12 +62,12 @@ class GroupSearch:
         study: with a ``search`` section.
         group: for what.
         folder: of the trials.
-        comparison: of the cases that trials were trained on with those of the data now.
+        comparison: of what trials were trained on, cases and base models, with what there is now.
     """
 
-    def __init__(self, study: Study, group: Group, folder: Path, comparison: CaseComparison | None = None) -> None:
+    def __init__(self, study: Study, group: Group, folder: Path, comparison: Comparison | None = None) -> None:
         assert study.search is not None
-        self._comparison = comparison or CaseComparison()
+        self._comparison = comparison or Comparison()
         self.study, self.group, self.folder = study, group, folder
         self.settings = study.search
         self.space = study.methods[group[3]].space

@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
+from vlsm_adapter import files
 from vlsm_adapter.console import Console
 from vlsm_adapter.data.cases import load_cases
 from vlsm_adapter.data.phantoms import write_phantoms
 from vlsm_adapter.errors import ConfigError, UserError
 from vlsm_adapter.evaluation_folder import EvaluationFolder, write_scores
+from vlsm_adapter.models import load_model
 from vlsm_adapter.study.checks import check_cells
 from vlsm_adapter.study.estimate import Step, side_by_side, spell
 from vlsm_adapter.study.folder import CellFolder, StudyFolder
@@ -152,6 +155,36 @@ def test_a_study_that_goes_on_in_another_arithmetic_says_so(
     compare(tmp_path / "study.yaml", tmp_path / "study", dry_run=True, local=True, console=console)
     assert len(warned) == 1
     assert "write 'train: {precision: bf16-mixed}'" in warned[0]
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_the_base_of_a_run_is_known_by_its_weights(
+    plan_of: Planned, base_folder: Path, tmp_path: Path, trains: bool
+) -> None:
+    plan = plan_of()
+    folder = run_like(plan, 1 if trains else 0)
+    file = folder.run.adapter / "adapter_config.json"
+    if not trains:
+        file = next(folder.run.evaluation.glob("*/summary.json"))
+    values = json.loads(file.read_text()) if file.is_file() else {}
+    files.write_json(file, {**values, "base": {"sha256": load_model(base_folder).base_hash}})
+
+    def again(model: Path | str) -> Plan:
+        return plan_of(models={"small": {"name": str(model)}})
+
+    assert len(again(base_folder).todo) == 2
+    assert len(again(shutil.copytree(base_folder, tmp_path / "renamed")).todo) == 2
+    other = tmp_path / "other" / base_folder.name  # another model in a folder of the same name
+    shutil.copytree(base_folder, other)
+    tensors = load_file(other / "model.safetensors")
+    first = next(name for name, tensor in tensors.items() if tensor.is_floating_point())
+    save_file({**tensors, first: tensors[first] + 1}, other / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match="has other weights than the run's base had"):
+        again(other)
+    # Where its files are not here, the name must do.
+    assert len(again(f"elsewhere/{base_folder.name}").todo) == 2
+    with pytest.raises(ConfigError, match=r"model\.name='another'"):
+        again("elsewhere/another")
 
 
 def test_moved_data_must_hold_the_same_cases(plan_of: Planned, phantoms: Path, tmp_path: Path) -> None:
