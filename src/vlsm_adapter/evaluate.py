@@ -22,7 +22,6 @@ from vlsm_adapter.adapters.folder import load_adapter, read_manifest
 from vlsm_adapter.console import Console
 from vlsm_adapter.data.cases import Cases, load_cases
 from vlsm_adapter.data.describing.classes import Classes
-from vlsm_adapter.data.digests import FileDigests
 from vlsm_adapter.data.division import Division
 from vlsm_adapter.data.folds import parse_fold
 from vlsm_adapter.errors import DataError, UserError
@@ -48,13 +47,13 @@ from vlsm_adapter.scoring import (
     evaluate_cases,
     score_variants,
 )
+from vlsm_adapter.seen_cases import compare_with_training, left_out_in_training, trained_on
 from vlsm_adapter.sensitivity import of_all_kinds
-from vlsm_adapter.types import Record, Skipped
+from vlsm_adapter.types import Record
 
 if TYPE_CHECKING:
     import torch
 
-    from vlsm_adapter.config import RunConfig
     from vlsm_adapter.models.base import PromptSegmenter
 
 __all__ = ["evaluate_cases", "evaluate_model", "evaluate_run"]
@@ -143,7 +142,7 @@ def evaluate_run(
     if calibrate and config.data.val_path is not None:
         cases = cases_for(config)  # validation cases of other data, as in training
     if data is None:
-        cases.skipped += _left_out_in_training(trained, split, cases)
+        cases.skipped += left_out_in_training(trained, split, cases)
     records = cases.records(split)
     model = load_adapter(folder, base=base).to(choose_device(device))
     told_precision = lower_precision(model, precision)
@@ -178,8 +177,8 @@ def evaluate_run(
                 "settings": {key: value for key, value in manifest.config.to_dict().items() if key != "method"},
                 "trainable_parameters": tuner.count_parameters(model, active(model))[0],
             },
-            "training_cases": _compare_with_training(trained, records, split, console) if data is None else None,
-            "trained_on": None if data is None else _trained_on(config, trained, records, console),
+            "training_cases": compare_with_training(trained, records, split, console) if data is None else None,
+            "trained_on": None if data is None else trained_on(config, trained, records, console),
             "precision": told_precision,
             "threshold_origin": origin,
             "calibration": None if calibration is None else calibration.to_dict(),
@@ -383,61 +382,3 @@ def _heard(score: Mapping[str, Any]) -> str:
 def _name(path: str) -> str:
     """The last part of a folder, file or hub id, for a folder name."""
     return Path(path).resolve().stem or "data"
-
-
-def _left_out_in_training(trained: Mapping[str, Any], split: str, cases: Cases) -> list[Skipped]:
-    """Cases of other splits that training left out after decoding them; here only headers are read of those."""
-    listed = trained.get("skipped")
-    if not isinstance(listed, list):
-        return []
-    try:
-        found = [Skipped(case["case_id"], case["path"], case["reason"]) for case in listed]
-    except (TypeError, KeyError):
-        return []
-    known = {case.case_id for case in cases.skipped} | {record.case_id for record in cases.all if record.split == split}
-    return [case for case in found if case.case_id not in known]
-
-
-def _trained_on(
-    config: RunConfig, trained: Mapping[str, Any], records: Sequence[Record], console: Console
-) -> int | None:
-    """How many cases of data given with ``data`` show an image that the run trained on; None where that is not known.
-
-    By the content of the images: copies of the data, and data that overlaps with the run's own, are found as well.
-    """
-    splits = trained.get("splits")
-    seen = set(splits.get("train", ())) if isinstance(splits, dict) else set()
-    if not seen:
-        return None
-    try:
-        own = load_cases(config.data.path, prompt=config.data.prompt, division=own_division(config), skip_bad=True)
-    except UserError:  # an adapter is evaluated elsewhere too, where the data it was trained on is not
-        return None
-    digests = FileDigests()
-    images = {digests.of(record.image) for record in own.all if record.case_id in seen} - {None}
-    if not images:
-        return None
-    count = sum(digests.of(record.image) in images for record in records)
-    if count:
-        console.warn(f"{count} of {len(records)} cases were trained on: give data that training has not seen")
-    return count
-
-
-def _compare_with_training(
-    trained: Mapping[str, Any], records: Sequence[Record], split: str, console: Console
-) -> dict[str, int] | None:
-    """How the cases differ from those the run recorded; scores on cases seen in training flatter."""
-    splits = trained.get("splits")
-    if not isinstance(splits, dict):
-        return None
-    now = {record.case_id for record in records}
-    then = {case for part, cases in splits.items() if split in (part, "all") for case in cases}
-    counts = {
-        "seen_in_training": len(now & set(splits.get("train", ()))),
-        "new": len(now - then),
-        "gone": len(then - now),
-    }
-    if split != "train" and counts["seen_in_training"]:
-        why = "held-out cases alone are those of --split test" if split == "all" else "the data has changed since"
-        console.warn(f"{counts['seen_in_training']} of {len(now)} cases were trained on: {why}")
-    return counts
