@@ -29,6 +29,8 @@ LOSS_NAMES = ("dice_bce", "published")
 STRATIFY = ("size", "none")
 AUGMENTATIONS = ("none", "light", "medium")
 FEATURE_CACHE = ("auto", "off")
+# How a run divided data, in adapter.divided.
+DIVISION_KEYS = ("split_seed", "fractions", "split_file", "fold", "stratify")
 
 
 def _between(low: float, high: float) -> dict[str, Any]:
@@ -282,6 +284,14 @@ def _check_whole(config: RunConfig) -> list[str]:
         adapter_config(config.adapter.method, **dict(config.adapter.settings))
     except ConfigError as error:
         problems.append(f"adapter: {error}")
+    for folder, entry in config.adapter.divided.items():
+        where = f"adapter.divided['{folder}']"
+        if not isinstance(entry, Mapping) or not set(DIVISION_KEYS) <= entry.keys():
+            problems.append(
+                f"{where}={entry!r}: must hold {', '.join(DIVISION_KEYS)}; write what the run said that training began from"
+            )
+        else:
+            build_section(DataConfig, {key: entry[key] for key in DIVISION_KEYS}, f"{where}.", problems)
     return problems
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from vlsm_adapter import AdapterInfo, attach, load_adapter, save_adapter
 from vlsm_adapter.adapters import ADAPTERS, adapter_config
@@ -177,6 +178,27 @@ def test_data_that_the_parent_knows_is_divided_as_it_divided_it(
     assert (again.data.fold, again.data.split_file) == ("1/3", None)
     both = asked(run, data_path=str(data), data_val_path="y")  # all train, but for what the parent tests
     assert own_division(both).fractions == (pytest.approx(1 - before.fractions[2]), 0.0, before.fractions[2])
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ({"split_seed": 4}, "must hold split_seed, fractions, split_file, fold, stratify"),
+        ("fold 2/5", "='fold 2/5': must hold split_seed"),
+        ({"split_seed": 4, "fractions": [1, 2], "split_file": None, "fold": None, "stratify": "size"}, "must be 3 values"),
+        ({"split_seed": "x", "fractions": [1, 0, 0], "split_file": None, "fold": None, "stratify": "size"}, "split_seed='x'"),
+    ],
+)  # fmt: skip
+def test_a_damaged_record_of_divisions_is_one_line(parent: Path, tmp_path: Path, entry: object, says: str) -> None:
+    values = asked(parent, data_val_path="y").to_dict()
+    values["adapter"]["divided"] = {str(tmp_path / "x"): entry}
+    run = RunFolder(tmp_path / "damaged")
+    run.path.mkdir()
+    run.config_file.write_text(yaml.safe_dump(values))
+    with pytest.raises(ConfigError, match=f"adapter\\.divided.*{says}") as caught:
+        run.config()
+    assert str(caught.value).startswith(f"{run.config_file}: ")
+    assert "\n" not in str(caught.value)
 
 
 def test_other_data_keeps_a_test_part(parent: Path) -> None:
