@@ -273,7 +273,9 @@ def _words(summary: Mapping[str, Any]) -> list[str]:
             f"Since training, {plural(training['new'], 'case')} came to this split and {training['gone']} left it.",
         ]
     elif seen := summary.get("trained_on"):
-        lines += ["", f"**{plural(seen, 'case')} of this data were trained on**, and the scores flatter."]
+        before = summary.get("trained_on_before") or 0
+        whose = f", {before} of them by the adapter that training began from" if before else ""
+        lines += ["", f"**{plural(seen, 'case')} of this data were trained on**{whose}, and the scores flatter."]
     return lines
 
 

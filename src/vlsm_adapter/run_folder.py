@@ -3,7 +3,8 @@
 ::
 
     RUN/config.yaml        the configuration, complete
-        data.json          case ids by split, and the cases left out with their reasons
+        data.json          case ids by split, the cases left out with their reasons, and the SHA-256 of the images that
+                           adapters before it were trained on
         environment.json   versions, machine, command
         metrics.csv        a row per epoch
         adapter/           the best adapter by validation Dice (an adapter folder)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from vlsm_adapter.console import Console
 from vlsm_adapter.data.cases import Cases, load_cases
 from vlsm_adapter.data.digests import FileDigests
 from vlsm_adapter.errors import UserError
-from vlsm_adapter.resume_from import own_division
+from vlsm_adapter.resume_from import own_division, weights_hash
+from vlsm_adapter.run_folder import RunFolder
 from vlsm_adapter.types import Record, Skipped
-
-if TYPE_CHECKING:
-    from vlsm_adapter.config import RunConfig
 
 
 def left_out_in_training(trained: Mapping[str, Any], split: str, cases: Cases) -> list[Skipped]:
@@ -29,14 +30,69 @@ def left_out_in_training(trained: Mapping[str, Any], split: str, cases: Cases) -
     return [case for case in found if case.case_id not in known]
 
 
-def trained_on(
-    config: RunConfig, trained: Mapping[str, Any], records: Sequence[Record], console: Console
-) -> int | None:
-    """How many cases of data given with ``data`` show an image that the run trained on; None where that is not known.
+@dataclass(frozen=True)
+class TrainedOn:
+    """How many of some cases show an image that an adapter was trained on, by the content of the images.
+
+    Attributes:
+        count: all of them, of the run and of what it began from; None where nothing is known.
+        before: those of ``count`` that only adapters before it were trained on.
+    """
+
+    count: int | None = None
+    before: int = 0
+
+
+def trained_on(run: RunFolder, records: Sequence[Record], console: Console) -> TrainedOn:
+    """What of data given with ``data`` the run was trained on, and the adapters that it began from.
 
     By the content of the images: copies of the data, and data that overlaps with the run's own, are found as well.
     """
-    splits = trained.get("splits")
+    digests = FileDigests()
+    own, before = _own_images(run, digests), images_before(run, digests)
+    if before is None:
+        console.say("what the adapter was trained on that training began from is not known here: not counted")
+    if own is None and not before:
+        return TrainedOn()
+    found = [digests.of(record.image) for record in records]
+    by_run = sum(one in (own or ()) for one in found)
+    earlier = sum(one in (before or ()) and one not in (own or ()) for one in found)
+    if own is None and not earlier:
+        return TrainedOn()
+    if count := by_run + earlier:
+        whose = f" ({earlier} of them by the adapter that training began from)" if earlier else ""
+        console.warn(f"{count} of {len(records)} cases were trained on{whose}: give data that training has not seen")
+    return TrainedOn(count, earlier)
+
+
+def images_before(run: RunFolder, digests: FileDigests | None = None) -> set[bytes] | None:
+    """SHA-256 of the training images of all adapters that the run began from, one after another; None where not known.
+
+    From the run's ``data.json``, which has kept them since it began, else from the run of the adapter it began from, as long
+    as that, with the same weights, and its data lie where they did.
+    """
+    section = run.config().adapter
+    if section.resume_from is None:
+        return set()
+    kept = run.data().get("parent_images")
+    if isinstance(kept, list):
+        with suppress(ValueError, TypeError):
+            return {bytes.fromhex(text) for text in kept}
+    folder = Path(section.resume_from)
+    parent = RunFolder(folder.parent)
+    try:
+        if folder.name != parent.adapter.name or weights_hash(folder) != section.parent.get("sha256"):
+            return None
+        digests = digests or FileDigests()
+        own, before = _own_images(parent, digests), images_before(parent, digests)
+    except (UserError, RecursionError):  # gone, damaged, or a run that says it began from itself
+        return None
+    return None if own is None or before is None else own | before
+
+
+def _own_images(run: RunFolder, digests: FileDigests) -> set[bytes] | None:
+    """SHA-256 of the images that the run trained on; None where its data is not here or it recorded no cases."""
+    config, splits = run.config(), run.data().get("splits")
     seen = set(splits.get("train", ())) if isinstance(splits, dict) else set()
     if not seen:
         return None
@@ -44,14 +100,9 @@ def trained_on(
         own = load_cases(config.data.path, prompt=config.data.prompt, division=own_division(config), skip_bad=True)
     except UserError:  # an adapter is evaluated elsewhere too, where the data it was trained on is not
         return None
-    digests = FileDigests()
-    images = {digests.of(record.image) for record in own.all if record.case_id in seen} - {None}
-    if not images:
-        return None
-    count = sum(digests.of(record.image) in images for record in records)
-    if count:
-        console.warn(f"{count} of {len(records)} cases were trained on: give data that training has not seen")
-    return count
+    return {
+        digest for record in own.all if record.case_id in seen and (digest := digests.of(record.image)) is not None
+    } or None
 
 
 def compare_with_training(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -56,6 +57,10 @@ def test_two_commands_from_corrections_to_an_adapter(
     assert config["adapter"]["settings"]["rank"] == 4
     splits = json.loads((tmp_path / "child" / "data.json").read_text())["splits"]
     assert {name: len(cases) for name, cases in splits.items()} == {"train": 4, "val": 1, "test": 0}
+    trained = json.loads((parent / "data.json").read_text())["splits"]["train"]
+    images = [record.image.read_bytes() for record in load_records(phantoms)[0] if record.case_id in trained]
+    kept = json.loads((tmp_path / "child" / "data.json").read_text())["parent_images"]
+    assert kept == sorted({hashlib.sha256(image).hexdigest() for image in images})
     info = read_manifest(tmp_path / "child" / "adapter").info
     digest = weights_hash(parent / "adapter")
     assert info.parent == {"sha256": digest, "data": "data"}

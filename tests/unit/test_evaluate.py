@@ -16,6 +16,7 @@ from vlsm_adapter import DenseAdapterConfig, Predictor, attach, files, save_adap
 from vlsm_adapter.adapters import AdapterConfig, TelescopicConfig, tuner
 from vlsm_adapter.adapters.folder import AdapterInfo
 from vlsm_adapter.config import RunConfig
+from vlsm_adapter.console import Console
 from vlsm_adapter.data.prompts import choose_prompt
 from vlsm_adapter.data.records import load_records
 from vlsm_adapter.errors import ConfigError, DataError, ModelError, UserError
@@ -24,7 +25,9 @@ from vlsm_adapter.evaluation_folder import EvaluationFolder, read_scores, write_
 from vlsm_adapter.metrics import score_case
 from vlsm_adapter.models.base import PromptSegmenter
 from vlsm_adapter.pictures import pick
+from vlsm_adapter.resume_from import weights_hash
 from vlsm_adapter.run_folder import RunFolder
+from vlsm_adapter.seen_cases import images_before, trained_on
 from vlsm_adapter.sharing.facts import gather
 from vlsm_adapter.types import CaseScore, Record
 
@@ -384,6 +387,53 @@ def test_cases_of_given_data_that_were_trained_on_are_counted_and_not_shared_as_
     (run / "config.yaml").write_text((run / "config.yaml").read_text().replace(str(data), str(tmp_path / "gone")))
     folder = EvaluationFolder(evaluate_run(run, data=copy, split="all", zero_shot=False))
     assert folder.summary()["trained_on"] is None
+
+
+def test_cases_that_the_parent_was_trained_on_are_counted(
+    make_run: Callable[..., Path], data: Path, tmp_path: Path
+) -> None:
+    first = make_run(data)
+    parent, child = tmp_path / "parent", tmp_path / "child"
+    shutil.copytree(first, parent)
+    shutil.copytree(first, child)
+    corrected = write_data(tmp_path / "corrected")  # the child is trained on one image of its own
+    Image.fromarray(np.full((40, 56, 3), 7, np.uint8)).save(corrected / "images" / "0.png")
+    values = json.loads((child / "data.json").read_text())
+    values["splits"]["train"] = ["case-0"]
+    files.write_json(child / "data.json", values)
+    began = {
+        "adapter.resume_from": str(parent / "adapter"),
+        "adapter.parent": {"sha256": weights_hash(parent / "adapter")},
+        "data.path": str(corrected),
+    }
+    config = RunConfig.load(child / "config.yaml", began)
+    files.write_text(child / "config.yaml", config.to_yaml())
+
+    def seen(given: Path) -> tuple[int | None, int]:
+        warned.clear()
+        found = trained_on(RunFolder(child), load_records(given)[0], console)
+        return found.count, found.before
+
+    warned: list[str] = []
+    console = Console(quiet=True)
+    console.warn = console.say = warned.append  # type: ignore[method-assign, assignment]
+    assert seen(data) == (2, 2)
+    assert warned == [
+        "2 of 10 cases were trained on (2 of them by the adapter that training began from): give data that training has "
+        "not seen"
+    ]
+    assert seen(corrected) == (2, 1)
+    folder = EvaluationFolder(evaluate_run(child, data=data, split="all", zero_shot=False))
+    assert (folder.summary()["trained_on"], folder.summary()["trained_on_before"]) == (2, 2)
+    assert "trained on**, 2 of them by the adapter" in folder.report_file.read_text(encoding="utf-8")
+    # What training kept of it is enough, wherever the parent is by then.
+    kept = sorted(digest.hex() for digest in images_before(RunFolder(child)) or ())
+    assert len(kept) == 2
+    shutil.rmtree(parent)
+    assert seen(data) == (0, 0)
+    assert "is not known here" in warned[0]
+    files.write_json(child / "data.json", {**values, "parent_images": kept})
+    assert seen(data) == (2, 2)
 
 
 # -- a base model alone --------------------------------------------------------------------------------------------------
