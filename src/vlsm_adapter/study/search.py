@@ -77,6 +77,9 @@ class GroupSearch:
         grid = self.settings.sampler == "grid"
         self.count = min(self.settings.trials, combinations) if grid else self.settings.trials
         self.trials: list[Trial] = []
+        self._checked: dict[
+            int, tuple[str, dict[str, Any], str | None]
+        ] = {}  # of a trial: what for, values, what is wrong
 
     @property
     def label(self) -> str:
@@ -125,6 +128,26 @@ class GroupSearch:
     def _read(self, number: int, proposal: Mapping[str, Any]) -> Trial:
         """A trial as it stands on disk; what it was begun with counts, should the sampler propose otherwise by now."""
         folder = CellFolder(self.run_of(number))
+        params, wrong = self._check(number, proposal, folder)
+        if wrong is not None:
+            return Trial(number, params, "failed", error=wrong)
+        status = folder.status()
+        if folder.trained():
+            value, epoch = best_validation(folder.path) or (None, None)
+            return Trial(number, params, "finished" if value is not None else "failed", value, epoch, status.seconds)
+        # A kill says nothing about the values; a failure, such as a loss that is not a number, does.
+        return Trial(number, params, status.state, seconds=status.seconds, error=status.error)
+
+    def _check(self, number: int, proposal: Mapping[str, Any], folder: CellFolder) -> tuple[dict[str, Any], str | None]:
+        """The values of a trial, and why they do not go together, if so; anew only where the trial's files have changed.
+
+        Raises:
+            ConfigError: the trial on disk is not one of this search.
+        """
+        asked = repr((dict(proposal), _stamp(folder.cell_file), _stamp(folder.run.config_file)))
+        known = self._checked.get(number)
+        if known is not None and known[0] == asked:
+            return known[1], known[2]
         params = dict(proposal)
         if folder.cell_file.is_file():
             params = dict(folder.cell().get("params") or {})
@@ -140,18 +163,25 @@ class GroupSearch:
                         f"search: {folder.path} was begun with {key}={value!r}, which {self.space[key].to_plain()} does not give "
                         f"it now; bring back what the study searched, or remove {self.folder} to search anew"
                     )
+        wrong = None
         try:
             config = self.config_of(params)
         except ConfigError as error:
-            return Trial(number, params, "failed", error=one_line(error))
-        if changed := drift(folder, config, self._comparison):
-            raise ConfigError(f"search: {changed}")
-        status = folder.status()
-        if folder.trained():
-            value, epoch = best_validation(folder.path) or (None, None)
-            return Trial(number, params, "finished" if value is not None else "failed", value, epoch, status.seconds)
-        # A kill says nothing about the values; a failure, such as a loss that is not a number, does.
-        return Trial(number, params, status.state, seconds=status.seconds, error=status.error)
+            wrong = one_line(error)
+        else:
+            if changed := drift(folder, config, self._comparison):
+                raise ConfigError(f"search: {changed}")
+        self._checked[number] = asked, params, wrong
+        return params, wrong
+
+
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    """Another one for another file; None where there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def groups_of(study: Study, cells: Sequence[Cell]) -> list[Group]:

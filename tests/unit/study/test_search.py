@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from vlsm_adapter.errors import ConfigError
+from vlsm_adapter.run_folder import RunFolder
 from vlsm_adapter.study.config import Study
 from vlsm_adapter.study.folder import CellFolder, Status
 from vlsm_adapter.study.grid import expand
@@ -127,6 +128,23 @@ def test_rounds_follow_each_other_and_the_best_validation_wins(tmp_path: Path) -
     assert [row["chosen"] for row in rows] == ["False", "False", "True", "False", "False"]
     assert rows[1]["state"] == "failed"
     assert not [name for name in rows[0] if "test" in name]
+
+
+def test_a_trial_that_has_not_changed_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = search_of(tmp_path)
+    search.round()
+    for number in range(2):
+        finish(search, number, 0.5)
+    read: list[Path] = []
+    config = RunFolder.config
+    monkeypatch.setattr(RunFolder, "config", lambda self: read.append(self.path) or config(self))  # type: ignore[func-returns-value]
+    for _ in range(3):
+        assert [trial.number for trial in search.round()] == [2, 3]
+    assert read == [search.run_of(0), search.run_of(1)]
+    file = search.run_of(1) / "config.yaml"
+    file.write_text(file.read_text().replace("epochs: 2", "epochs: 21"))
+    with pytest.raises(ConfigError, match=r"train\.epochs=2, was 21"):
+        search.round()
 
 
 def test_a_killed_trial_is_taken_up_again_and_a_begun_one_keeps_its_values(tmp_path: Path) -> None:
