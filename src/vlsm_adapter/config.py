@@ -317,8 +317,11 @@ def build_section(kind: Any, values: Any, prefix: str, problems: list[str]) -> A
                 chosen[name] = _convert(value, hints[name])
                 _check_value(chosen[name], known[name].metadata)
             except (TypeError, ValueError) as error:
-                form = known[name].metadata.get("form")
-                problems.append(f"{prefix}{name}={value!r}: {f'write {form}' if form else error}")
+                form, choices = known[name].metadata.get("form"), known[name].metadata.get("choices")
+                told = f"write {form}" if form else error
+                if choices and isinstance(error, TypeError):  # such as train.precision=32
+                    told = f"{error}; {nearest(str(value), choices)}"
+                problems.append(f"{prefix}{name}={value!r}: {told}")
                 chosen.pop(name, None)
     return kind(**chosen)
 

@@ -9,7 +9,7 @@ import sys
 import torch
 
 from vlsm_adapter.checkpoint import Progress
-from vlsm_adapter.config import TrainConfig
+from vlsm_adapter.config import PRECISIONS, TrainConfig
 from vlsm_adapter.errors import TrainingError
 from vlsm_adapter.models.base import PromptSegmenter
 
@@ -43,12 +43,17 @@ def make_optimizer(model: PromptSegmenter, config: TrainConfig, *, fused: bool =
 
 
 def choose_precision(name: str) -> str:
-    """The arithmetic by its name; ``auto`` is 16-bit where the hardware multiplies it fast, else 32-bit."""
+    """The arithmetic by its name; ``auto`` is 16-bit where the hardware multiplies it fast, else 32-bit.
+
+    Raises:
+        TrainingError: this machine cannot train in it.
+    """
+    odd, why = (INT8, "is for a CPU") if torch.cuda.is_available() else ("16-mixed", "needs a GPU")
+    if name == odd or name not in PRECISIONS:
+        why = why if name == odd else "is unknown"
+        here = ", ".join(one for one in PRECISIONS if one != odd)
+        raise TrainingError(f"train.precision={name} {why}; allowed on this machine: {here}")
     if name != AUTO:
-        if name == INT8 and torch.cuda.is_available():
-            raise TrainingError("train.precision=int8 is for a CPU; use bf16-mixed or 16-mixed on this machine")
-        if name == "16-mixed" and not torch.cuda.is_available():
-            raise TrainingError("train.precision=16-mixed needs a GPU; use bf16-mixed or 32-true on this machine")
         return name
     if torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"

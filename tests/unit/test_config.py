@@ -135,3 +135,10 @@ def test_off_is_off_although_yaml_reads_it_as_false() -> None:
         assert RunConfig.load(None, given, [assign]).train.feature_cache == "off"
     with pytest.raises(ConfigError, match=r"train\.feature_cache=True: must be of type str"):
         RunConfig.load(None, given, ["train.feature_cache=on"])
+
+
+def test_a_choice_of_another_type_is_told_what_is_allowed() -> None:
+    with pytest.raises(
+        ConfigError, match=r"train\.precision=32: must be of type str; allowed: 16-mixed, 32-true"
+    ):
+        RunConfig.load(None, {"data.path": "x"}, ["train.precision=32"])

@@ -94,6 +94,20 @@ def test_a_trainable_tensor_without_gradient_is_named() -> None:
 def test_precision_is_fabrics_own_name_and_half_needs_a_gpu() -> None:
     assert choose_precision("auto") in ("32-true", "bf16-mixed", "16-mixed")
     assert choose_precision("32-true") == "32-true"
-    if not torch.cuda.is_available():
-        with pytest.raises(TrainingError, match="needs a GPU"):
-            choose_precision("16-mixed")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "given", "says"),
+    [
+        (False, "16-mixed", "16-mixed needs a GPU; allowed on this machine: auto, 32-true, bf16-mixed, int8"),
+        (True, "int8", "int8 is for a CPU; allowed on this machine: auto, 32-true, 16-mixed, bf16-mixed"),
+        (False, "fp8", "fp8 is unknown; allowed on this machine: auto, 32-true, bf16-mixed, int8"),
+    ],
+)
+def test_a_precision_that_is_not_for_this_machine(
+    gpu: bool, given: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    with pytest.raises(TrainingError) as caught:
+        choose_precision(given)
+    assert str(caught.value) == f"train.precision={says}"
