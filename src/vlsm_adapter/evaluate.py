@@ -35,7 +35,7 @@ from vlsm_adapter.metrics.base import DEFAULT_NSD_TOLERANCE
 from vlsm_adapter.models import load_model
 from vlsm_adapter.models.low_precision import lower_precision
 from vlsm_adapter.pictures import draw_cases
-from vlsm_adapter.predict import DEFAULT_THRESHOLD, adapter_folder
+from vlsm_adapter.predict import adapter_folder
 from vlsm_adapter.prober import Prober, write_sensitivity
 from vlsm_adapter.report import write_report
 from vlsm_adapter.resume_from import cases_for, division_of, own_division
@@ -49,7 +49,7 @@ from vlsm_adapter.scoring import (
 )
 from vlsm_adapter.seen_cases import TrainedOn, compare_with_training, left_out_in_training, trained_on
 from vlsm_adapter.sensitivity import of_all_kinds
-from vlsm_adapter.types import Record
+from vlsm_adapter.types import DEFAULT_THRESHOLD, Record
 
 if TYPE_CHECKING:
     import torch

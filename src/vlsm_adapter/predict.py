@@ -36,15 +36,13 @@ from vlsm_adapter.models import load_model
 from vlsm_adapter.models.low_precision import lower_precision
 from vlsm_adapter.predict_files import PredictReport, predict_files
 from vlsm_adapter.run_folder import RunFolder
-from vlsm_adapter.types import Prediction
+from vlsm_adapter.types import DEFAULT_THRESHOLD, Prediction
 
 if TYPE_CHECKING:
     from vlsm_adapter.models.base import PromptSegmenter
     from vlsm_adapter.models.features import ImageFeatures
 
 __all__ = ["PredictReport", "Predictor", "adapter_folder", "predict_files"]
-
-DEFAULT_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)

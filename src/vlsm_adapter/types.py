@@ -17,6 +17,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+#: Of probabilities, where neither an adapter nor the user says another.
+DEFAULT_THRESHOLD = 0.5
+
 if TYPE_CHECKING:
     import numpy as np
     import torch

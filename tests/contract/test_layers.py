@@ -117,6 +117,16 @@ def test_light_modules_import_nothing_heavy(name: str) -> None:
     assert not {module.split(".")[0] for module in imports_of(ROOT / name, top_level_only=True)} & HEAVY
 
 
+def test_the_default_threshold_is_written_once() -> None:
+    found = [
+        named(path)
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Assign) and any("DEFAULT_THRESHOLD" in ast.unparse(one) for one in node.targets)
+    ]
+    assert found == ["types.py"]
+
+
 def test_the_rule_would_notice() -> None:
     """The reader of imports sees what it should: our own lazily imported layers among them."""
     assert "models" in ours_in(ROOT / "adapters" / "folder.py")

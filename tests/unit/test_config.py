@@ -138,7 +138,5 @@ def test_off_is_off_although_yaml_reads_it_as_false() -> None:
 
 
 def test_a_choice_of_another_type_is_told_what_is_allowed() -> None:
-    with pytest.raises(
-        ConfigError, match=r"train\.precision=32: must be of type str; allowed: 16-mixed, 32-true"
-    ):
+    with pytest.raises(ConfigError, match=r"train\.precision=32: must be of type str; allowed: 16-mixed, 32-true"):
         RunConfig.load(None, {"data.path": "x"}, ["train.precision=32"])

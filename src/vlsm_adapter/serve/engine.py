@@ -21,11 +21,11 @@ from vlsm_adapter.models.features import ImageFeatures, TextFeatures
 from vlsm_adapter.models.preprocessing import Preprocessing
 from vlsm_adapter.serve.caches import ByteCache
 from vlsm_adapter.serve.problems import Refused
+from vlsm_adapter.types import DEFAULT_THRESHOLD
 
 if TYPE_CHECKING:
     from vlsm_adapter.models.base import PromptSegmenter
 
-DEFAULT_THRESHOLD = 0.5
 Picture = tuple[str, int]  # image id and frame
 
 

@@ -15,6 +15,7 @@ from vlsm_adapter import files
 from vlsm_adapter.errors import UserError
 from vlsm_adapter.evaluation_folder import EvaluationFolder
 from vlsm_adapter.run_folder import RunFolder
+from vlsm_adapter.types import DEFAULT_THRESHOLD
 
 if TYPE_CHECKING:  # Ray's workers read this module too, and stay small
     from vlsm_adapter.config import RunConfig
@@ -22,7 +23,6 @@ if TYPE_CHECKING:  # Ray's workers read this module too, and stay small
 
 CELL_FORMAT = ("vlsm-cell", 1)
 STATUS_FORMAT = ("vlsm-study-status", 1)
-_DEFAULT_THRESHOLD = 0.5  # of a base alone; predict.py has it too, and is slow to import
 STATES = ("running", "finished", "failed", "killed", "stopped")
 
 
@@ -192,7 +192,7 @@ class CellFolder:
     def _threshold(self) -> float:
         """The adapter's own, read without its weights."""
         info = _read_json(self.run.adapter / "adapter_config.json").get("info")
-        return info.get("threshold", _DEFAULT_THRESHOLD) if isinstance(info, dict) else _DEFAULT_THRESHOLD
+        return info.get("threshold", DEFAULT_THRESHOLD) if isinstance(info, dict) else DEFAULT_THRESHOLD
 
     def finished(self, config: RunConfig, evaluation: Evaluation | None, *, trains: bool) -> bool:
         """Whether nothing is left to do."""
