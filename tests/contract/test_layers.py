@@ -45,6 +45,7 @@ LIGHT = (
     "export/__init__.py",
     "cli_doctor.py",
     "cli_predict.py",
+    "cli_report.py",
     "cli_serve.py",
     "cli_share.py",
     "cli_study.py",
