@@ -201,7 +201,8 @@ class CRISConfig:
                 )
             for name in given:
                 if name not in names:
-                    raise ModelError(f"config.json: {group}.{name} is unknown: {nearest(str(name), names)}")
+                    told = " ".join(str(name).split())[:100]
+                    raise ModelError(f"config.json: {group}.{told} is unknown: {nearest(told, names)}")
             optional = {"vision_patch_size", "txt_length", "intermediate", "freeze_encoder", "dropout"}
             missing = [name for name in names if name not in given and name not in optional]
             if missing:
