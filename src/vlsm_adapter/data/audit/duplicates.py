@@ -22,6 +22,7 @@ from vlsm_adapter.data.audit.pixels import Look
 from vlsm_adapter.data.audit.reading import Case
 from vlsm_adapter.data.audit.sizes import split_order
 from vlsm_adapter.data.group_files import connected
+from vlsm_adapter.data.splits import unit_of
 
 # Bits of 64 by which the hashes of a candidate pair may differ. Two independent pictures differ in 32 on average (standard
 # deviation 4 where bits are independent); a picture saved anew, brightened or cropped by a few pixels in 0 to 14.
@@ -257,6 +258,7 @@ def _report(
     exact = code == "duplicate"
     across: list[Evidence] = []
     within: list[Evidence] = []
+    undivided: list[Evidence] = []
     between: Counter[str] = Counter()
     for found in sets:
         splits = Counter(case.split for case in found)
@@ -268,6 +270,8 @@ def _report(
         if len(splits) > 1:
             across.append(one)
             between["/".join(sorted(splits, key=split_order))] += 1
+        elif found[0].record.split is None and len({unit_of(case.record) for case in found}) > 1:
+            undivided.append(one)
         else:
             within.append(one)
     findings: list[Finding] = []
@@ -281,6 +285,19 @@ def _report(
                 f"{plural(len(across), 'picture')} with {what} in another split ({pairs}; {images} images)",
                 tuple(across),
                 "keep each picture in one split: give the copies one group, or take them out of train",
+            )
+        )
+    if undivided:
+        images = sum(len(one.cases) for one in undivided)
+        findings.append(
+            Finding(
+                "warning",
+                f"{code}-without-split",
+                f"{plural(len(undivided), 'picture')} with {what} ({images} images), and no split is named: training then "
+                "divides case by case, so that copies come to stand in train and in test",
+                tuple(undivided),
+                "keep copies together: vlsm data check DIR --groups copies.json, then vlsm data split DIR --groups "
+                "copies.json --out splits, and train with data.split_file",
             )
         )
     if within:

@@ -21,6 +21,7 @@ from vlsm_adapter.data.audit.findings import Evidence, Finding, percent, plural
 from vlsm_adapter.data.audit.pixels import Look
 from vlsm_adapter.data.audit.reading import Box, Case
 from vlsm_adapter.data.audit.sizes import split_order
+from vlsm_adapter.data.splits import unit_of
 
 T = TypeVar("T")
 
@@ -38,6 +39,10 @@ _NEAR = 1
 _MIN_GAIN = 0.12
 _MIN_PAIRS = 10
 _RANDOM_PAIRS = 2000
+_GROUP_FILE = (
+    "write the sets of case ids into a group file, vlsm data split DIR --groups FILE --out splits, and train with "
+    'data.split_file; or give the cases their "group"'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +60,19 @@ class Likeness:
         gain = (self.neighbours - self.random) / max(1 - self.random, 1e-6)
         return self.pairs >= _MIN_PAIRS and gain >= _MIN_GAIN
 
+    def __str__(self) -> str:
+        return (
+            f"{self.what} of neighbours agree by {self.neighbours:.2f}, of random pairs by {self.random:.2f} "
+            f"({self.pairs} pairs)"
+        )
+
 
 def group_findings(cases: Sequence[Case], looks: Mapping[str, Look]) -> list[Finding]:
-    """Groups divided between splits: declared, guessed from names, and neighbouring frame numbers."""
-    if len({case.split for case in cases}) < 2:
+    """Groups divided between splits, or to be divided by training: declared, guessed from names, and neighbouring numbers."""
+    splits = {case.record.split for case in cases}
+    if splits == {None}:
+        return [*_named_undivided(cases), *_neighbours_undivided(cases, looks)]
+    if len(splits) < 2:
         return []
     found = _declared(cases)
     found += _named(cases)
@@ -111,7 +125,8 @@ def _declared(cases: Sequence[Case]) -> list[Finding]:
     ]
 
 
-def _named(cases: Sequence[Case]) -> list[Finding]:
+def _guessed(cases: Sequence[Case]) -> dict[str, list[Case]]:
+    """Guessed group to its cases; cases of declared groups are passed over."""
     groups: dict[str, list[Case]] = defaultdict(list)
     for case in cases:
         if case.record.group is not None and not case.record.group.startswith("image:"):
@@ -120,6 +135,32 @@ def _named(cases: Sequence[Case]) -> list[Finding]:
         folder = case.name.rpartition("/")[0]
         if (guess := guess_group(case.name.rpartition("/")[2])) is not None:
             groups[f"{folder}/{guess}".lstrip("/")].append(case)
+    return groups
+
+
+def _named_undivided(cases: Sequence[Case]) -> list[Finding]:
+    """Guessed groups of several cases in data without splits, whose cases training divides one by one."""
+    groups = _guessed(cases)
+    several = {name: found for name, found in groups.items() if len({unit_of(case.record) for case in found}) > 1}
+    if not several:
+        return []
+    return [
+        Finding(
+            "warning",
+            "guessed-group-without-split",
+            f"{plural(len(several), 'group')} of several cases ({sum(map(len, several.values()))} in all), guessed from file "
+            "names, and no split is named: training then divides case by case, so that a group comes to stand in train and "
+            "in test",
+            tuple(
+                Evidence(tuple(case.id for case in found), f"guessed group {name}") for name, found in several.items()
+            ),
+            f"if the guess is right, {_GROUP_FILE}",
+        )
+    ]
+
+
+def _named(cases: Sequence[Case]) -> list[Finding]:
+    groups = _guessed(cases)
     divided = {name: found for name, found in groups.items() if len({case.split for case in found}) > 1}
     # Other files of equal names in two splits are reported as such; their names tell nothing of patients.
     divided = {
@@ -154,20 +195,50 @@ def _one_of_each_split(found: Sequence[Case]) -> tuple[str, ...]:
     return tuple({case.split: case.id for case in reversed(found)}.values())
 
 
-def _neighbours(cases: Sequence[Case], looks: Mapping[str, Look]) -> list[Finding]:
+def _series(cases: Sequence[Case]) -> dict[str, dict[int, Case]]:
+    """What names share without their last number, to that number, to the case."""
     twice = _names_in_two_splits(cases)
     series: dict[str, dict[int, Case]] = defaultdict(dict)
     for case in cases:
         number = frame_number(case.name)
         if number is not None and case.name not in twice and guess_group(case.name) is None:
             series[number[0]].setdefault(number[1], case)
-    near = [
+    return series
+
+
+def _near_pairs(series: Mapping[str, Mapping[int, Case]]) -> list[tuple[Case, Case]]:
+    return [
         (case, frames[number + step])
         for frames in series.values()
         for number, case in frames.items()
         for step in range(1, _NEAR + 1)
         if number + step in frames
     ]
+
+
+def _neighbours_undivided(cases: Sequence[Case], looks: Mapping[str, Look]) -> list[Finding]:
+    """Series that are recordings, in data without splits, whose cases training divides one by one."""
+    near = _near_pairs(_series(cases))
+    apart = [pair for pair in near if unit_of(pair[0].record) != unit_of(pair[1].record)]
+    likeness = _likeness(near, cases, looks) if apart else None
+    if likeness is None or not likeness.telling:
+        return []
+    return [
+        Finding(
+            "warning",
+            "neighbours-without-split",
+            f"{likeness}: so neighbouring numbers belong together (one "
+            "recording, or one series), and no split is named: training then divides case by case, so that neighbours come "
+            "to stand in train and in test",
+            tuple(Evidence((case.id, other.id), f"{case.name}, {other.name}") for case, other in apart),
+            f"ask the owners which numbers belong together; {_GROUP_FILE}",
+        )
+    ]
+
+
+def _neighbours(cases: Sequence[Case], looks: Mapping[str, Look]) -> list[Finding]:
+    series = _series(cases)
+    near = _near_pairs(series)
     divided = [pair for pair in near if _side(pair[0]) != _side(pair[1])]
     if not divided:
         return []
@@ -183,12 +254,7 @@ def _neighbours(cases: Sequence[Case], looks: Mapping[str, Look]) -> list[Findin
         for splits in order
     }
     likeness = _likeness(near, cases, looks)
-    told = (
-        f"; {likeness.what} of neighbours agree by {likeness.neighbours:.2f}, of random pairs by {likeness.random:.2f} "
-        f"({likeness.pairs} pairs)"
-        if likeness
-        else "; no picture and no box says whether neighbours are alike"
-    )
+    told = f"; {likeness}" if likeness else "; no picture and no box says whether neighbours are alike"
     telling = likeness.telling if likeness else False
     guess = (
         "so neighbouring numbers belong together (one recording, or one series)"

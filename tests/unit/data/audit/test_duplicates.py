@@ -120,6 +120,33 @@ def test_across_and_within_splits(folder: Any, picture: Any, round_mask: Any) ->
     assert found["near-duplicate-across-splits"].cases == ("c", "c_jpeg")
 
 
+def test_copies_in_data_without_splits_are_called_what_training_makes_of_them(
+    tmp_path: Path, picture: Any, round_mask: Any
+) -> None:
+    """Nothing keeps them together: a hash of each case id says where it goes."""
+    rows = []
+    images = {
+        "a": picture(0), "a_copy": picture(0), "b": picture(1), "b_resized": resized(picture(1)), "c": picture(2),
+        "d": picture(3), "d_copy": picture(3),
+    }  # fmt: skip
+    for number, (name, image) in enumerate(images.items()):
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+        mask = round_mask(image.shape[1::-1], radius=0.08 + 0.01 * number)
+        Image.fromarray(mask.astype(np.uint8) * 255).save(tmp_path / f"{name}_mask.png")
+        # The two of d are of one patient, and stay together.
+        group = {"group": "p1"} if name.startswith("d") else {}
+        rows.append(json.dumps({"image": f"{name}.png", "mask": f"{name}_mask.png", "text": "polyp", **group}))
+    (tmp_path / "records.jsonl").write_text("\n".join(rows))
+    found = found_in(tmp_path)
+    assert set(found) == {"duplicate-without-split", "near-duplicate-without-split", "duplicate-within-split"}
+    assert found["duplicate-without-split"].severity == "warning"
+    assert found["duplicate-without-split"].cases == ("a", "a_copy")
+    assert found["near-duplicate-without-split"].cases == ("b", "b_resized")
+    assert "no split is named" in found["near-duplicate-without-split"].message
+    assert "vlsm data split DIR --groups" in found["near-duplicate-without-split"].advice
+    assert found["duplicate-within-split"].cases == ("d", "d_copy")
+
+
 def test_copies_that_contradict(folder: Any, picture: Any, round_mask: Any) -> None:
     empty = np.zeros((80, 96), bool)
     left, right = round_mask(centre=(0.2, 0.5), radius=0.1), round_mask(centre=(0.8, 0.5), radius=0.1)

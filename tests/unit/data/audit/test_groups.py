@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,17 @@ def test_one_split_cannot_leak(new_case: Any) -> None:
     assert group_findings([new_case(f"{i}.png", "train") for i in range(20)], {}) == []
 
 
+def test_guessed_patients_without_splits_are_divided_by_training(new_case: Any) -> None:
+    names = ["patient1_a", "patient1_b", "patient2_a", "patient3_a"]
+    finding = only(group_findings([new_case(f"{name}.png", None) for name in names], {}))
+    assert (finding.code, finding.severity) == ("guessed-group-without-split", "warning")
+    assert "1 group of several cases (2 in all), guessed from file names" in finding.message
+    assert finding.cases == ("patient1_a", "patient1_b")
+    assert "vlsm data split DIR --groups" in finding.advice
+    declared = [new_case(f"{name}.png", None, group=name[:8]) for name in names]
+    assert group_findings(declared, {}) == []
+
+
 def frames(new_case: Any, alike: bool, boxes: bool) -> tuple[list[Any], dict[str, Look]]:
     """Numbers 0 to 59, every sixth in test; ``alike``: ten recordings of six frames, else each on its own."""
     random = np.random.default_rng(0)
@@ -117,6 +129,17 @@ def test_frames_of_one_recording(new_case: Any, what: str) -> None:
     assert f"{what} of neighbours agree" in finding.message
     assert "belong together (one" in finding.message
     assert finding.evidence[0].cases == ("2", "3")
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_frames_without_splits_are_divided_by_training(new_case: Any, alike: bool) -> None:
+    cases, looks = frames(new_case, alike, boxes=False)
+    cases = [replace(case, record=replace(case.record, split=None)) for case in cases]
+    found = group_findings(cases, looks)
+    assert [finding.code for finding in found] == (["neighbours-without-split"] if alike else [])
+    if alike:
+        assert "pictures of neighbours agree" in found[0].message
+        assert found[0].evidence[0].cases == ("0", "1")
 
 
 @pytest.mark.parametrize("what", ["pictures", "boxes"])
