@@ -174,7 +174,8 @@ def _metric_name(one: Evaluation, about: Mapping[str, Any]) -> str:
     unit = "" if about["unit"] == "ratio" else f" in {about['unit']}"
     low, high = about["ci_low"], about["ci_high"]
     bounds = "" if low is None else f", {one.confidence:.0%} interval {low:.4g} to {high:.4g}"
-    return f"{about['display_name']}{unit}, mean over {one.cases} cases{bounds}, prompt level {one.level}"
+    lowered = f", in {one.lowered}" if one.lowered else ""
+    return f"{about['display_name']}{unit}, mean over {one.cases} cases{bounds}, prompt level {one.level}{lowered}"
 
 
 # -- the tables ----------------------------------------------------------------------------------------------------------
@@ -246,7 +247,9 @@ def _scores(facts: Facts) -> list[str]:
     lines: list[str] = []
     for one in facts.evaluations:
         division = f", {one.division}" if one.division else ""
-        lines += [f"### {cell(one.data)}, split {one.split}, prompt level {one.level}{cell(division)}", ""]
+        lowered = f", in {one.lowered}" if one.lowered else ""
+        heading = f"### {cell(one.data)}, split {one.split}, prompt level {one.level}{cell(division)}{cell(lowered)}"
+        lines += [heading, ""]
         rows = []
         for name, about in one.metrics.items():
             unit = "" if about["unit"] == "ratio" else f" ({about['unit']})"
@@ -265,6 +268,7 @@ def _scores(facts: Facts) -> list[str]:
             f"{one.threshold:g}, NSD tolerance {one.nsd_tolerance:g} (mm where the spacing is known, else pixels); in "
             f"brackets {one.confidence:.0%} bootstrap intervals over {one.resampled}s."
             + (f" {one.left_out} unusable cases were left out." if one.left_out else ""),
+            *(["", f"The model answered in {cell(one.precision)}, not in float32."] if one.lowered else []),
             *(
                 ["", "**The words of this prompt level are drawn from the ground truth: these scores flatter.**"]
                 if one.leaks

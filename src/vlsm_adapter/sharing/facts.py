@@ -27,6 +27,7 @@ class Evaluation:
         data, split, level: what was asked, and how.
         division: how the data was divided, in words; empty where as the data says.
         threshold: probability above which a pixel is foreground.
+        precision: of the model's answers, ``"fp32"`` or what was converted: ``"int8: 64 of 66 linear maps ..."``.
         nsd_tolerance: in mm where the spacing is known, else in pixels.
         cases: distinct cases; ``prompts`` different texts; ``left_out`` unusable cases.
         resampled: ``"case"`` or ``"group"``; ``confidence`` coverage of the intervals.
@@ -43,6 +44,7 @@ class Evaluation:
     level: str
     division: str
     threshold: float
+    precision: str
     nsd_tolerance: float
     cases: int
     prompts: int
@@ -56,6 +58,12 @@ class Evaluation:
     metrics: Mapping[str, Mapping[str, Any]]
     zero_shot: Mapping[str, Mapping[str, Any]]
     paired: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def lowered(self) -> str:
+        """The precision in a word where it is not float32 (``"int8"``), else empty."""
+        name = self.precision.partition(":")[0]
+        return "" if name == "fp32" else name
 
     @property
     def held_out(self) -> bool:
@@ -182,6 +190,7 @@ def _evaluation(summary: Mapping[str, Any], own: str) -> Evaluation:
         level=str(summary["level"]),
         division=str(data.get("division") or ""),
         threshold=float(summary["threshold"]),
+        precision=str(summary.get("precision") or "fp32"),
         nsd_tolerance=float(summary["nsd_tolerance"]),
         cases=int(adapter["n_cases"]),
         prompts=int(summary["prompts"]["different"]),
