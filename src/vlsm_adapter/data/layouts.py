@@ -10,12 +10,14 @@ A draft is an entry whose names have been checked; ``records.py`` gives it an id
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from vlsm_adapter.data.entries import Entry, parse_json, read_text, shown, unsafe_name
 from vlsm_adapter.data.splits import SPLITS
@@ -23,6 +25,8 @@ from vlsm_adapter.errors import DataError
 from vlsm_adapter.types import Skipped
 
 log = logging.getLogger("vlsm_adapter.data")
+
+T = TypeVar("T")
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".ppm", ".pgm"})
 MANIFESTS = ("records.jsonl", "manifest.jsonl")
@@ -60,21 +64,48 @@ class Draft:
 
 
 class Collector:
-    """Drafts so far, and the bad entries: raised at once, or set aside when ``skip_bad``."""
+    """Drafts so far, and the bad entries: raised at once, or set aside when ``skip_bad``.
+
+    Attributes:
+        skip_bad: set bad entries aside.
+        drafts: the usable entries.
+        skipped: the bad ones, with reasons.
+        outlines: what is legible of the bad ones. They are never used, but keep their ids and their places where cases are
+            named and divided, so that mending one moves no other.
+    """
 
     def __init__(self, skip_bad: bool) -> None:
         self.skip_bad = skip_bad
         self.drafts: list[Draft] = []
         self.skipped: list[Skipped] = []
+        self.outlines: list[Draft] = []
 
-    def add(self, name: str, path: str, make: Callable[[], Draft]) -> None:
-        """Append what ``make`` returns; a DataError is raised, or listed under ``name`` when ``skip_bad``."""
+    def add(self, name: str, path: str, make: Callable[[], Draft], outline: Callable[[], Draft] | None = None) -> None:
+        """Append what ``make`` returns; a DataError is raised, or listed under ``name`` when ``skip_bad``.
+
+        Args:
+            name: of the entry, for ``skipped``.
+            path: of the file that is bad, for ``skipped``.
+            make: the draft; raises DataError.
+            outline: what is legible of a bad entry; raises DataError where that does not say which case it is.
+        """
         try:
             self.drafts.append(make())
         except DataError as error:
             if not self.skip_bad:
                 raise
             self.skipped.append(Skipped(name, path, str(error)))
+            if outline is not None:
+                with contextlib.suppress(DataError):
+                    self.outlines.append(outline())
+
+
+def _sound(read: Callable[[], T]) -> T | None:
+    """What ``read`` returns; None where it finds a defect."""
+    try:
+        return read()
+    except DataError:
+        return None
 
 
 def read_manifest(path: Path, collector: Collector) -> None:
@@ -87,7 +118,12 @@ def read_manifest(path: Path, collector: Collector) -> None:
     # Not splitlines(): it also breaks at characters that may stand inside a JSON text.
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
-            collector.add(f"line {number}", str(path), lambda n=number, text=line: _manifest_draft(path, root, n, text))  # type: ignore[misc]
+            collector.add(
+                f"line {number}",
+                str(path),
+                lambda n=number, text=line: _manifest_draft(path, root, n, text),  # type: ignore[misc]
+                lambda n=number, text=line: _manifest_outline(path, root, n, text),  # type: ignore[misc]
+            )
 
 
 def _manifest_draft(path: Path, root: Path, number: int, line: str) -> Draft:
@@ -111,6 +147,27 @@ def _manifest_draft(path: Path, root: Path, number: int, line: str) -> Draft:
     )
 
 
+def _manifest_outline(path: Path, root: Path, number: int, line: str) -> Draft:
+    where = f"{path}: line {number}"
+    entry = Entry.of(parse_json(line, where), where, root)
+    case_id, image = _sound(entry.case_id), _sound(lambda: entry.file_name("image"))
+    mask = _sound(lambda: entry.file_name("mask"))
+    name = image or case_id
+    if name is None:
+        raise DataError(f"{where}: names no case")
+    return Draft(
+        where=where,
+        image=_sound(lambda: entry.inside("image", root / name)) or root / name,
+        image_name=_without_first(name, IMAGE_FOLDERS),
+        mask=_sound(lambda: entry.inside("mask", root / mask)) if mask else None,
+        mask_name=_without_first(mask, MASK_FOLDERS) if mask else None,
+        split=_sound(entry.split),
+        case_id=case_id,
+        group=_sound(lambda: entry.text("group")),
+        mask_value=_sound(entry.mask_value),
+    )
+
+
 def read_published(root: Path, collector: Collector) -> None:
     """``anns/{train,val,test}.json``, each a list of ``{"img_name", "mask_name", "prompts": {"p0": "", "p1": ...}}``.
 
@@ -131,6 +188,7 @@ def read_published(root: Path, collector: Collector) -> None:
                 name,
                 str(file),
                 lambda f=file, s=split, n=number, v=value: _published_draft(root, f, s, n, v),  # type: ignore[misc]
+                lambda f=file, s=split, n=number, v=value: _published_outline(root, f, s, n, v),  # type: ignore[misc]
             )
 
 
@@ -152,6 +210,28 @@ def _published_draft(root: Path, file: Path, split: str, number: int, value: obj
         group=entry.text("group"),
         spacing=entry.spacing(),
         mask_value=entry.mask_value(),
+    )
+
+
+def _published_outline(root: Path, file: Path, split: str, number: int, value: object) -> Draft:
+    where = f"{file}: entry {number}"
+    entry = Entry.of(value, where, root)
+    name = entry.needed_file_name("img_name")
+    image, image_name = _sound(lambda: _find(entry, "img_name", "images", name, split)) or (
+        root / "images" / name,
+        name,
+    )
+    mask = _sound(lambda: entry.file_name("mask_name"))
+    found = _sound(lambda: _find(entry, "mask_name", "masks", mask, split)) if mask else None
+    return Draft(
+        where=where,
+        image=image,
+        image_name=image_name,
+        mask=found[0] if found else None,
+        mask_name=found[1] if found else None,
+        split=split,
+        group=_sound(lambda: entry.text("group")),
+        mask_value=_sound(entry.mask_value),
     )
 
 
@@ -247,12 +327,29 @@ def pair_folders(
             prompts={"p0": ("",), "p1": (prompt,)},
         )
 
+    def outline(name: str) -> Draft:
+        first = name.split("/")[0].lower() if "/" in name else ""
+        return Draft(
+            where=str(image_root / name),
+            image=image_root / name,
+            image_name=name if split is None else f"{split}/{name}",
+            split=split or _SPLIT_FOLDERS.get(first),
+        )
+
     for image in images:
-        collector.add(image.stem, str(image), lambda path=image: draft(path))  # type: ignore[misc]
+        name = image.relative_to(image_root).as_posix()
+        collector.add(image.stem, str(image), lambda path=image: draft(path), lambda name=name: outline(name))  # type: ignore[misc]
     stems = {image.stem.lower() for image in images}
     for mask in masks:
         if mask not in used and not {mask.stem.lower(), MASK_ENDING.sub("", mask.stem).lower()} & stems:
-            collector.add(mask.stem, str(mask), lambda path=mask: _without_image(path, image_root))  # type: ignore[misc]
+            # The image may be added, of whatever format: the id is that of its stem.
+            name = f"{MASK_ENDING.sub('', key(mask, mask_root))}.png"
+            collector.add(
+                mask.stem,
+                str(mask),
+                lambda path=mask: _without_image(path, image_root),  # type: ignore[misc]
+                lambda name=name: outline(name),  # type: ignore[misc]
+            )
     if alone := [mask for mask in masks if mask not in used]:
         log.warning("%s: %d mask(s) belong to no usable image, the first is %s", mask_root, len(alone), alone[0].name)
 

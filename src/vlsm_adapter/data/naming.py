@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from vlsm_adapter.data.entries import id_part, shown
@@ -23,9 +24,14 @@ Prompts = Mapping[str, tuple[str, ...]]
 
 
 def finish(
-    drafts: Sequence[Draft], *, dataset: str, prompt: str | None, skip_bad: bool = False
-) -> tuple[list[Record], list[Skipped]]:
-    """Records with unique ids, and the cases left out.
+    drafts: Sequence[Draft],
+    *,
+    dataset: str,
+    prompt: str | None,
+    skip_bad: bool = False,
+    outlines: Sequence[Draft] = (),
+) -> tuple[list[Record], list[Skipped], list[Record]]:
+    """Records with unique ids, the cases left out, and the records that bad entries would be.
 
     An id that the data does not give is the image's name without its ending (``sub/x.png`` is ``sub__x``); where
     several masks share an image, the mask's name is part of it; where several images share a stem, the ending; where
@@ -38,13 +44,20 @@ def finish(
         dataset: the ``dataset`` of the records.
         prompt: takes the place of the data's own prompts.
         skip_bad: leave bad cases out instead of raising.
+        outlines: what is legible of the entries that were found bad before (``Collector.outlines``).
+
+    Returns:
+        The records; the cases left out here, with reasons; and, as far as their names are known, records of the bad ones,
+        of ``outlines`` and of those left out here, for dividing alone: they have no prompts.
 
     Raises:
         DataError: a case without a prompt, or a ``case_id`` given twice.
     """
-    names = _Names(drafts)
+    # Bad entries take part in naming, so that mending one gives no other case another id or group.
+    names = _Names([*drafts, *outlines])
     records: list[Record] = []
     left_out: list[Skipped] = []
+    bad = list(outlines)
     for draft in drafts:
         prompts = {"p0": ("",), "p1": (prompt.strip(),)} if prompt is not None else draft.prompts
         try:
@@ -62,23 +75,41 @@ def finish(
                 raise
             name = draft.case_id or _stem_id(draft.image_name)
             left_out.append(Skipped(_escaped(name), _escaped(draft.image), str(error)))
+            bad.append(draft)
             continue
-        records.append(
-            Record(
-                case_id=case_id,
-                image=draft.image,
-                mask=draft.mask,
-                prompts=prompts,
-                split=draft.split,
-                group=draft.group or (f"image:{_stem_id(draft.image_name)}" if names.shares_image(draft) else None),
-                spacing=draft.spacing,
-                mask_value=draft.mask_value,
-                dataset=dataset,
-                leak_free=draft.leak_free,
-            )
-        )
+        records.append(_record(draft, case_id, prompts, names, dataset))
     names.warn(dataset)
-    return records, left_out
+    return records, left_out, [record for draft in bad if (record := _lost(draft, names, dataset)) is not None]
+
+
+def _record(draft: Draft, case_id: str, prompts: Prompts, names: _Names, dataset: str) -> Record:
+    return Record(
+        case_id=case_id,
+        image=draft.image,
+        mask=draft.mask,
+        prompts=prompts,
+        split=draft.split,
+        group=draft.group or (f"image:{_stem_id(draft.image_name)}" if names.shares_image(draft) else None),
+        spacing=draft.spacing,
+        mask_value=draft.mask_value,
+        dataset=dataset,
+        leak_free=draft.leak_free,
+    )
+
+
+def _lost(draft: Draft, names: _Names, dataset: str) -> Record | None:
+    """The record that a bad entry would be; None where another has its place."""
+    named = replace(
+        draft, image_name=_escaped(draft.image_name), mask_name=draft.mask_name and _escaped(draft.mask_name)
+    )
+    for known in (named, replace(named, case_id=None)):  # an id given twice: mended, it has its own, or none
+        try:
+            return _record(draft, names.name(known, {}), {}, names, dataset)
+        except _ListedTwice:
+            return None
+        except DataError:
+            continue
+    return None
 
 
 def _check_names(draft: Draft) -> None:
@@ -154,7 +185,7 @@ class _Names:
 
     def _derive(self, draft: Draft, prompts: Prompts) -> str:
         stem = _stem_id(draft.image_name)
-        name = id_part(draft.image_name) if len(self._images_of[stem]) > 1 else stem
+        name = id_part(draft.image_name) if len(self._images_of.get(stem, ())) > 1 else stem
         if self.shares_image(draft) and draft.mask_name is not None:
             mask = _stem_id(draft.mask_name)
             name = mask if mask.startswith(name) else f"{name}__{mask}"

@@ -10,6 +10,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ def load_records(
         split_seed: seed of the splits that the data does not say.
         fractions: parts of train, val and test where the data says no split.
         divide: given the cases and the name of the data, returns those to use, each with a split; in place of
-            ``splits.complete_splits`` with ``split_seed`` and ``fractions``.
+            ``splits.complete_splits`` with ``split_seed`` and ``fractions``. It is given the bad cases too, as far as their
+            names are known.
         skip_bad: leave bad cases out and return them in the second list, instead of raising.
         checks: read every header and compare sizes (``checks.check_records``), about 0.1 ms a file.
         labelled: a case without a mask is a bad case.
@@ -86,15 +88,23 @@ def load_records(
     collector = Collector(skip_bad)
     read_layout(root, prompt, collector)
     name = root.parent.name if root.is_file() else root.name
-    records, left_out = finish(collector.drafts, dataset=name, prompt=prompt, skip_bad=skip_bad)
+    records, left_out, lost = finish(
+        collector.drafts, dataset=name, prompt=prompt, skip_bad=skip_bad, outlines=collector.outlines
+    )
     if words is not None:
-        records, unknown = words.apply(records, skip_bad=skip_bad)
+        named = records
+        records, unknown = words.apply(named, skip_bad=skip_bad)
         left_out += unknown
-    # Splits come before checks, so that a bad case does not move the others.
+        without = {one.case_id for one in unknown}
+        lost += [record for record in named if record.case_id in without]
+    # Bad cases are divided with the others and then left out, so that mending one moves no other.
+    every = [*records, *_with_splits(lost, records)]
     if divide is None:
-        records = complete_splits(records, fractions=fractions, seed=split_seed, where=str(root))
+        every = complete_splits(every, fractions=fractions, seed=split_seed, where=str(root))
     else:
-        records = divide(records, str(root))
+        every = divide(every, str(root))
+    bad_ids = {record.case_id for record in lost}
+    records = [record for record in every if record.case_id not in bad_ids]
     good, bad = records, list[Skipped]()
     if checks or labelled:
         good, bad = check_records(records, skip_bad=skip_bad, labelled=labelled, headers=checks)
@@ -103,6 +113,15 @@ def load_records(
         first = f": all {len(skipped)} are bad, the first: {skipped[0].reason}" if skipped else ""
         raise DataError(f"{root}: holds no usable case{first}")
     return good, skipped
+
+
+def _with_splits(lost: Sequence[Record], records: Sequence[Record]) -> list[Record]:
+    """``lost`` with a split where ``records`` have one, without where they have none; none where there are no others."""
+    if not any(record.split for record in records):
+        return [replace(record, split=None) for record in lost] if records else []
+    split_of: dict[str | None, str | None] = {record.group: record.split for record in records if record.group}
+    # In test an illegible split moves nothing: only train gives cases to other splits.
+    return [record if record.split else replace(record, split=split_of.get(record.group) or "test") for record in lost]
 
 
 def read_layout(root: Path, prompt: str | None, collector: Collector) -> None:

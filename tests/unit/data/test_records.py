@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlsm_adapter.data import entries
+from vlsm_adapter.data.division import Division
 from vlsm_adapter.data.layouts import natural_key
 from vlsm_adapter.data.records import list_images, load_records, write_manifest
 from vlsm_adapter.errors import ConfigError, DataError
@@ -441,6 +442,99 @@ def test_bad_cases_do_not_move_the_splits_of_others(tmp_path: Path) -> None:
     (tmp_path / "masks" / "7.png").write_bytes(b"")
     after = {record.case_id: record.split for record in load_records(tmp_path, prompt="x", skip_bad=True)[0]}
     assert after == {name: split for name, split in before.items() if name != "7"}
+
+
+def splits(path: Path, **options: Any) -> dict[str, tuple[str | None, str | None]]:
+    """Case id to split and group, bad cases left out."""
+    records, _ = load_records(path, skip_bad=True, **options)
+    return {record.case_id: (record.split, record.group) for record in records}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"mask_value": -1},
+        {"text": 3},
+        {"text": None},
+        {"split": "tset"},
+        {"spacing": "wide"},
+        {"mask": "../m.png"},
+        {"group": 3},
+        {"case_id": "a/b"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("named", [False, True])
+def test_bad_lines_do_not_move_the_splits_of_others(tmp_path: Path, damage: dict[str, Any], named: bool) -> None:
+    """Neither where the data names no split, nor where val is taken from its train."""
+    put(tmp_path / "m.png", mask=True)
+    rows: list[dict[str, Any]] = []
+    for i in range(40):
+        put(tmp_path / f"{i}.png")
+        split = {"split": "test" if i % 5 == 0 else "train"} if named else {}
+        rows.append({"image": f"{i}.png", "mask": "m.png", "text": "x", **split})
+    before = splits(manifest(tmp_path, *rows))
+    assert len({split for split, _ in before.values()}) == 3
+    for at in (5, 10, 20, 35) if named and "split" in damage else range(0, 40, 3):
+        bad = [{**row, **damage} if i == at else row for i, row in enumerate(rows)]
+        after = splits(manifest(tmp_path, *bad))
+        assert after == {name: place for name, place in before.items() if name != str(at)}
+
+
+def test_entries_without_a_mask_do_not_move_the_splits_of_others(tmp_path: Path) -> None:
+    for i in range(30):
+        put(tmp_path / "images" / f"{i}.png")
+        put(tmp_path / "masks" / f"{i}_mask.png", mask=True)
+    before = splits(tmp_path, prompt="x")
+    for i in range(0, 30, 3):
+        for file in (tmp_path / "masks" / f"{i}_mask.png", tmp_path / "images" / f"{i}.png"):
+            content = file.read_bytes()
+            file.unlink()
+            assert splits(tmp_path, prompt="x") == {name: place for name, place in before.items() if name != str(i)}
+            file.write_bytes(content)
+
+
+def test_a_bad_entry_of_a_shared_image_changes_neither_id_nor_group_of_the_other(tmp_path: Path) -> None:
+    published(tmp_path, {"train": 20, "test": 3})
+    file = tmp_path / "anns" / "train.json"
+    rows = json.loads(file.read_text())
+    rows[1]["img_name"] = "train0.jpg"
+    file.write_text(json.dumps(rows))
+    before = splits(tmp_path)
+    assert before["train0__train1"][1] == "image:train0"
+    for key, value in (("prompts", {}), ("prompts", 3), ("spacing", 0)):
+        file.write_text(json.dumps([{**row, key: value} if i == 1 else row for i, row in enumerate(rows)]))
+        assert splits(tmp_path) == {name: place for name, place in before.items() if name != "train0__train1"}
+
+
+def test_a_file_of_prompts_that_lacks_a_case_does_not_move_the_splits_of_others(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for i in range(30):
+        put(data / "images" / f"{i}.png")
+        put(data / "masks" / f"{i}.png", mask=True)
+    before = splits(data, prompt="x")
+    head = {
+        "format": "vlsm-prompts",
+        "format_version": 1,
+        "data": "data",
+        "prompt": "x",
+        "levels": {"p1": {"leaks": False}},
+    }
+    for at in range(0, 30, 3):
+        rows = [{"case_id": str(i), "prompts": {"p1": ["x"]}} for i in range(30) if i != at]
+        words = manifest(tmp_path, head, *rows, name="prompts.jsonl")
+        assert splits(words) == {name: place for name, place in before.items() if name != str(at)}
+
+
+def test_a_split_file_may_name_a_bad_entry(tmp_path: Path) -> None:
+    put(tmp_path / "m.png", mask=True)
+    rows = [{"image": f"{put(tmp_path / f'{i}.png').name}", "mask": "m.png", "text": "x"} for i in range(4)]
+    named = {"train": ["0", "1"], "val": ["2"], "test": ["3"]}
+    (tmp_path / "split.json").write_text(json.dumps({"format": "vlsm-split", "format_version": 1, **named}))
+    path = manifest(tmp_path, rows[0], {**rows[1], "mask_value": -1}, *rows[2:])
+    division = Division(split_file=str(tmp_path / "split.json"))
+    found = splits(path, divide=division.split)
+    assert {name: split for name, (split, _) in found.items()} == {"0": "train", "2": "val", "3": "test"}
 
 
 def test_a_huge_list_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,7 +188,7 @@ def _finish(
             )
         )
     with _silent(log):  # what it warns of stands in the findings
-        records, left_out = finish(drafts, dataset=name, prompt=prompt, skip_bad=True)
+        records, left_out, _ = finish(drafts, dataset=name, prompt=prompt, skip_bad=True, outlines=collector.outlines)
     if without := [one for one in left_out if "says no prompt" in one.reason]:
         findings.append(
             Finding(

@@ -77,7 +77,9 @@ def pair_records(
         raise DataError(f"--images {options.images}: also say where the masks are: --masks DIR")
     else:
         read_layout(root, prompt, collector)
-    records, left_out = finish(collector.drafts, dataset=root.name, prompt=prompt, skip_bad=skip_bad)
+    records, left_out, _ = finish(
+        collector.drafts, dataset=root.name, prompt=prompt, skip_bad=skip_bad, outlines=collector.outlines
+    )
     return records, [*collector.skipped, *left_out]
 
 

@@ -99,7 +99,7 @@ def _image_items(
     skip_bad: bool,
 ) -> list[Item]:
     prompt = options.prompt if options.classes is None else "label map"
-    records, left_out = finish(collector.drafts, dataset=dataset, prompt=prompt, skip_bad=skip_bad)
+    records, left_out, _ = finish(collector.drafts, dataset=dataset, prompt=prompt, skip_bad=skip_bad)
     items = skipped_items(left_out) if skip_bad else []
     if options.classes is not None:
         return items + list(label_items(records, plan, options, need_table(options), attributes))
