@@ -2,8 +2,7 @@
 
 * a manifest: one JSON object a line (JSONL), file names relative to the manifest;
 * the published layout of VLSM-Adapter and MedVLSM: ``images/``, ``masks/``, ``anns/{train,val,test}.json``;
-* a plain folder: ``images/`` and ``masks/`` (or their usual other names) paired by stem, or ``X.png`` beside
-  ``X_mask.png``.
+* a plain folder of images and masks, see ``plain.py``.
 
 A draft is an entry whose names have been checked; ``records.py`` gives it an id and makes the ``Record``.
 """
@@ -19,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from vlsm_adapter.data.entries import Entry, parse_json, read_text, shown, unsafe_name
+from vlsm_adapter.data.entries import Entry, parse_json, read_text, unsafe_name
 from vlsm_adapter.data.splits import SPLITS
 from vlsm_adapter.errors import DataError
 from vlsm_adapter.types import Skipped
@@ -32,15 +31,6 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".
 MANIFESTS = ("records.jsonl", "manifest.jsonl")
 IMAGE_FOLDERS = ("images", "image", "imgs", "img")
 MASK_FOLDERS = ("masks", "mask", "labels", "label", "segmentations", "annotations")
-MASK_ENDING = re.compile(r"[_-](mask|masks|segmentation|seg|label|labels|gt)$", re.IGNORECASE)
-_SPLIT_FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
 # Where CAMUS-like sets keep the files of a split: the published validation cases come from the training folder.
 _SUBFOLDERS = {"train": ("train",), "val": ("val", "train"), "test": ("test",)}
 
@@ -243,119 +233,6 @@ def _find(entry: Entry, key: str, folder: str, name: str, split: str) -> tuple[P
         if _is_file(path):
             return path, candidate
     return entry.inside(key, entry.root / folder / name), name
-
-
-def plain_folders(root: Path) -> list[tuple[Path, Path, str | None]]:
-    """(image folder, mask folder, split) below ``root`` and below ``root/{train,val,test}``."""
-    pairs: list[tuple[Path, Path, str | None]] = []
-    for base, split in [(root, None), *((root / name, split) for name, split in _SPLIT_FOLDERS.items())]:
-        images = next((base / name for name in IMAGE_FOLDERS if (base / name).is_dir()), None)
-        masks = next((base / name for name in MASK_FOLDERS if (base / name).is_dir()), None)
-        if images and masks:
-            pairs.append((images, masks, split))
-    return pairs
-
-
-def read_plain(root: Path, prompt: str, collector: Collector) -> None:
-    """Images and masks paired by stem; ``root`` has what ``plain_folders`` or ``has_flat_pairs`` finds.
-
-    The mask of ``x/name.jpg`` is ``x/name.*`` or ``x/name_mask.*`` (``_segmentation``, ``_seg``, ``_label``, ``_gt``).
-    A first sub-folder called train, val or test is the split.
-    """
-    for images, masks, split in plain_folders(root):
-        pair_folders(root, images, list(image_files(images)), masks, list(image_files(masks)), split, prompt, collector)
-    if not plain_folders(root):
-        files = list(image_files(root, deep=False))
-        masks_here = [path for path in files if MASK_ENDING.search(path.stem)]
-        images_here = [path for path in files if not MASK_ENDING.search(path.stem)]
-        pair_folders(root, root, images_here, root, masks_here, None, prompt, collector)
-
-
-def has_flat_pairs(root: Path) -> bool:
-    """Whether ``root`` itself holds ``X.png`` beside ``X_mask.png``."""
-    files = list(image_files(root, deep=False))
-    stems = {path.stem for path in files}
-    return any(MASK_ENDING.sub("", path.stem) in stems for path in files if MASK_ENDING.search(path.stem))
-
-
-def pair_folders(
-    root: Path,
-    image_root: Path,
-    images: list[Path],
-    mask_root: Path,
-    masks: list[Path],
-    split: str | None,
-    prompt: str,
-    collector: Collector,
-) -> None:
-    """Add a draft for each of ``images`` (below ``image_root``) with its mask; see ``read_plain``. None leaves ``root``."""
-
-    def key(path: Path, base: Path) -> str:
-        return path.relative_to(base).with_suffix("").as_posix()
-
-    by_stem: dict[str, list[Path]] = {}
-    for mask in masks:
-        stem = key(mask, mask_root)
-        for name in {stem, MASK_ENDING.sub("", stem)}:
-            by_stem.setdefault(name, []).append(mask)
-    used: set[Path] = set()
-
-    def draft(image: Path) -> Draft:
-        name = image.relative_to(image_root).as_posix()
-        candidates = by_stem.get(key(image, image_root), [])
-        used.update(candidates)
-        if not candidates:
-            raise DataError(
-                f"{image}: has no mask in {mask_root} (looked for the same stem, or stem_mask, stem_segmentation, stem_seg, "
-                "stem_label, stem_gt): add it or move the image away"
-            )
-        if len(candidates) > 1:
-            raise DataError(
-                f"{image}: has several masks, {', '.join(sorted(path.name for path in candidates)[:3])}: keep one"
-            )
-        if problem := unsafe_name(name):
-            raise DataError(f"{image_root}: the file name {shown(name)} {problem}")
-        entry = Entry({}, str(image), root)
-        first = name.split("/")[0].lower() if "/" in name else ""
-        return Draft(
-            where=str(image),
-            image=entry.inside("image", image),
-            image_name=name if split is None else f"{split}/{name}",
-            mask=entry.inside("mask", candidates[0]),
-            mask_name=candidates[0].relative_to(mask_root).as_posix(),
-            split=split or _SPLIT_FOLDERS.get(first),
-            prompts={"p0": ("",), "p1": (prompt,)},
-        )
-
-    def outline(name: str) -> Draft:
-        first = name.split("/")[0].lower() if "/" in name else ""
-        return Draft(
-            where=str(image_root / name),
-            image=image_root / name,
-            image_name=name if split is None else f"{split}/{name}",
-            split=split or _SPLIT_FOLDERS.get(first),
-        )
-
-    for image in images:
-        name = image.relative_to(image_root).as_posix()
-        collector.add(image.stem, str(image), lambda path=image: draft(path), lambda name=name: outline(name))  # type: ignore[misc]
-    stems = {image.stem.lower() for image in images}
-    for mask in masks:
-        if mask not in used and not {mask.stem.lower(), MASK_ENDING.sub("", mask.stem).lower()} & stems:
-            # The image may be added, of whatever format: the id is that of its stem.
-            name = f"{MASK_ENDING.sub('', key(mask, mask_root))}.png"
-            collector.add(
-                mask.stem,
-                str(mask),
-                lambda path=mask: _without_image(path, image_root),  # type: ignore[misc]
-                lambda name=name: outline(name),  # type: ignore[misc]
-            )
-    if alone := [mask for mask in masks if mask not in used]:
-        log.warning("%s: %d mask(s) belong to no usable image, the first is %s", mask_root, len(alone), alone[0].name)
-
-
-def _without_image(mask: Path, image_root: Path) -> Draft:
-    raise DataError(f"{mask}: has no image of its name in {image_root}: add the image or move the mask away")
 
 
 def image_files(folder: Path, *, deep: bool = True) -> Iterator[Path]:

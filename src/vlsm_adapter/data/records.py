@@ -23,15 +23,13 @@ from vlsm_adapter.data.layouts import (
     MANIFESTS,
     MASK_FOLDERS,
     Collector,
-    has_flat_pairs,
     image_files,
     natural_key,
-    plain_folders,
     read_manifest,
-    read_plain,
     read_published,
 )
 from vlsm_adapter.data.naming import finish
+from vlsm_adapter.data.plain import has_flat_pairs, plain_folders, read_plain
 from vlsm_adapter.data.splits import complete_splits
 from vlsm_adapter.errors import DataError
 from vlsm_adapter.files import write_text

@@ -9,8 +9,9 @@ from vlsm_adapter.data.digests import digest_of_files
 from vlsm_adapter.data.entries import real_folder
 from vlsm_adapter.data.importing.base import Plan, record_items, skipped_items
 from vlsm_adapter.data.importing.options import Options
-from vlsm_adapter.data.layouts import MANIFESTS, Collector, has_flat_pairs, image_files, pair_folders, plain_folders
+from vlsm_adapter.data.layouts import MANIFESTS, Collector, image_files
 from vlsm_adapter.data.naming import finish
+from vlsm_adapter.data.plain import has_flat_pairs, pair_folders, plain_folders
 from vlsm_adapter.data.records import read_layout
 from vlsm_adapter.errors import DataError
 from vlsm_adapter.types import Record, Skipped

@@ -27,7 +27,8 @@ from vlsm_adapter.data.importing.base import (
 from vlsm_adapter.data.importing.classes import ClassTable, LabelClass, table_of
 from vlsm_adapter.data.importing.multilabel import check_values, present_values
 from vlsm_adapter.data.importing.options import Options
-from vlsm_adapter.data.layouts import MASK_ENDING, Draft, natural_key, plain_folders
+from vlsm_adapter.data.layouts import Draft, natural_key
+from vlsm_adapter.data.plain import MASK_ENDING, plain_folders
 from vlsm_adapter.data.prepared import RawCase
 from vlsm_adapter.data.volumes import Slicing, Volume, is_volume, to_8_bit
 from vlsm_adapter.errors import DataError
