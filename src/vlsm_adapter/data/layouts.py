@@ -10,7 +10,6 @@ A draft is an entry whose names have been checked; ``records.py`` gives it an id
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,8 +21,6 @@ from vlsm_adapter.data.entries import Entry, parse_json, read_text, unsafe_name
 from vlsm_adapter.data.splits import SPLITS
 from vlsm_adapter.errors import DataError
 from vlsm_adapter.types import Skipped
-
-log = logging.getLogger("vlsm_adapter.data")
 
 T = TypeVar("T")
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
 from pathlib import Path
 
 from vlsm_adapter.data.entries import Entry, shown, unsafe_name
-from vlsm_adapter.data.layouts import IMAGE_FOLDERS, MASK_FOLDERS, Collector, Draft, image_files
+from vlsm_adapter.data.layouts import IMAGE_FOLDERS, MASK_FOLDERS, Collector, Draft, image_files, natural_key
 from vlsm_adapter.errors import DataError
 
 log = logging.getLogger("vlsm_adapter.data")
 
 MASK_ENDING = re.compile(r"[_-](mask|masks|segmentation|seg|label|labels|gt)$", re.IGNORECASE)
+# BUSI's second and third masks of an image: "benign (100)_mask_1.png".
+_FURTHER_MASK = re.compile(r"^(.+[_-](?:mask|masks|segmentation|seg|label|labels|gt))[_-][0-9]+$", re.IGNORECASE)
 _SPLIT_FOLDERS = {
     "train": "train",
     "training": "train",
@@ -44,9 +47,16 @@ def read_plain(root: Path, prompt: str, collector: Collector) -> None:
         pair_folders(root, images, list(image_files(images)), masks, list(image_files(masks)), split, prompt, collector)
     if not plain_folders(root):
         files = list(image_files(root, deep=False))
-        masks_here = [path for path in files if MASK_ENDING.search(path.stem)]
-        images_here = [path for path in files if not MASK_ENDING.search(path.stem)]
+        stems = {path.stem for path in files}
+        masks_here = [path for path in files if MASK_ENDING.search(path.stem) or _image_of_further(path.stem) in stems]
+        images_here = sorted(set(files) - set(masks_here), key=natural_key)
         pair_folders(root, root, images_here, root, masks_here, None, prompt, collector)
+
+
+def _image_of_further(stem: str) -> str | None:
+    """The stem of the image that ``stem`` is a further mask of, by its name: ``x`` of ``x_mask_1``; else None."""
+    match = _FURTHER_MASK.match(stem)
+    return MASK_ENDING.sub("", match[1]) if match else None
 
 
 def has_flat_pairs(root: Path) -> bool:
@@ -71,9 +81,14 @@ def pair_folders(
     def key(path: Path, base: Path) -> str:
         return path.relative_to(base).with_suffix("").as_posix()
 
+    stems = {key(image, image_root) for image in images}
     by_stem: dict[str, list[Path]] = {}
+    further: dict[str, list[Path]] = {}
     for mask in masks:
         stem = key(mask, mask_root)
+        if stem not in stems and (of := _image_of_further(stem)) in stems and of is not None:
+            further.setdefault(of, []).append(mask)
+            continue
         for name in {stem, MASK_ENDING.sub("", stem)}:
             by_stem.setdefault(name, []).append(mask)
     used: set[Path] = set()
@@ -81,7 +96,14 @@ def pair_folders(
     def draft(image: Path) -> Draft:
         name = image.relative_to(image_root).as_posix()
         candidates = by_stem.get(key(image, image_root), [])
-        used.update(candidates)
+        parts = further.get(key(image, image_root), [])
+        used.update(candidates, parts)
+        if parts and len(candidates) + len(parts) > 1:
+            raise DataError(
+                f"{image}: has the masks {', '.join(path.name for path in [*candidates, *parts][:3])}, each a part of what it "
+                f"shows: join them into one file; 'vlsm data prepare busi --raw {shlex.quote(str(root))} --out DIR' does so "
+                "for BUSI"
+            )
         if not candidates:
             raise DataError(
                 f"{image}: has no mask in {mask_root} (looked for the same stem, or stem_mask, stem_segmentation, stem_seg, "
@@ -117,9 +139,9 @@ def pair_folders(
     for image in images:
         name = image.relative_to(image_root).as_posix()
         collector.add(image.stem, str(image), lambda path=image: draft(path), lambda name=name: outline(name))  # type: ignore[misc]
-    stems = {image.stem.lower() for image in images}
+    lowered = {image.stem.lower() for image in images}
     for mask in masks:
-        if mask not in used and not {mask.stem.lower(), MASK_ENDING.sub("", mask.stem).lower()} & stems:
+        if mask not in used and not {mask.stem.lower(), MASK_ENDING.sub("", mask.stem).lower()} & lowered:
             # The image may be added, of whatever format: the id is that of its stem.
             name = f"{MASK_ENDING.sub('', key(mask, mask_root))}.png"
             collector.add(

@@ -16,8 +16,10 @@ from PIL import Image
 
 from vlsm_adapter.data import entries
 from vlsm_adapter.data.division import Division
+from vlsm_adapter.data.images import read_pair
 from vlsm_adapter.data.layouts import natural_key
 from vlsm_adapter.data.records import list_images, load_records, write_manifest
+from vlsm_adapter.data.sources.prepare import prepare
 from vlsm_adapter.errors import ConfigError, DataError
 from vlsm_adapter.types import Record
 
@@ -198,6 +200,37 @@ def test_a_missing_and_a_second_mask(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert [case.case_id for case in skipped] == ["b", "c", "left_over"]
     assert "has no mask" in skipped[1].reason
     assert "left_over" in caplog.text
+
+
+@pytest.mark.parametrize("sub", [("images", "masks"), ("", "")], ids=["folders", "flat"])
+def test_several_masks_of_one_image_are_said_to_be_parts(tmp_path: Path, sub: tuple[str, str]) -> None:
+    """As BUSI has them: the first alone would be half of the truth."""
+    root = tmp_path / "busi data"
+    for number in (1, 2):
+        put(root / sub[0] / f"benign ({number}).png")
+        put(root / sub[1] / f"benign ({number})_mask.png", mask=True)
+    second = root / sub[1] / "benign (2)_mask_1.png"
+    second.parent.mkdir(exist_ok=True)
+    pixels = np.zeros((8, 12), np.uint8)
+    pixels[6:, 9:] = 255
+    Image.fromarray(pixels).save(second)
+    command = f"vlsm data prepare busi --raw '{root}' --out DIR"
+    refused(root, "benign (2).png: has the masks benign (2)_mask.png, benign (2)_mask_1.png", command, prompt="tumor")
+    records, skipped = load_records(root, prompt="tumor", skip_bad=True)
+    assert ([record.case_id for record in records], [case.case_id for case in skipped]) == (
+        ["benign (1)"],
+        ["benign (2)"],
+    )
+    prepare("busi", root, tmp_path / "out")
+    joined = {record.case_id: record for record in load_records(tmp_path / "out")[0]}
+    assert read_pair(joined["2_benign"])[1].sum() == 12 + 6
+
+
+def test_a_number_after_the_ending_of_a_mask_may_be_the_image_s_own(tmp_path: Path) -> None:
+    for name in ("a", "a_seg_1"):
+        put(tmp_path / "images" / f"{name}.png")
+        put(tmp_path / "masks" / f"{name}.png", mask=True)
+    assert len(load_records(tmp_path, prompt="cell")[0]) == 2
 
 
 # Manifests
