@@ -1,13 +1,14 @@
 """Giving every case its id and its group: from drafts to records.
 
 An id names files and decides random choices, so it must not change when cases are added elsewhere or the folder
-is moved. It is made of names inside the data folder alone.
+is moved. It is made of names inside the data folder alone, in Unicode's composed form (NFC): macOS may write them otherwise.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -185,7 +186,7 @@ class _Names:
 
     def _derive(self, draft: Draft, prompts: Prompts) -> str:
         stem = _stem_id(draft.image_name)
-        name = id_part(draft.image_name) if len(self._images_of.get(stem, ())) > 1 else stem
+        name = _id(draft.image_name) if len(self._images_of.get(stem, ())) > 1 else stem
         if self.shares_image(draft) and draft.mask_name is not None:
             mask = _stem_id(draft.mask_name)
             name = mask if mask.startswith(name) else f"{name}__{mask}"
@@ -213,7 +214,11 @@ def _same_files(one: Draft, other: Draft) -> bool:
 
 def _stem_id(name: str) -> str:
     ending = PurePosixPath(name).suffix
-    return id_part(name[: -len(ending)] if ending.lower() in IMAGE_SUFFIXES else name)
+    return _id(name[: -len(ending)] if ending.lower() in IMAGE_SUFFIXES else name)
+
+
+def _id(name: str) -> str:
+    return id_part(unicodedata.normalize("NFC", name))
 
 
 def _digest(text: str, size: int) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shlex
+import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 
 from vlsm_adapter.data.entries import Entry, shown, unsafe_name
@@ -27,14 +30,40 @@ _SPLIT_FOLDERS = {
 
 
 def plain_folders(root: Path) -> list[tuple[Path, Path, str | None]]:
-    """(image folder, mask folder, split) below ``root`` and below ``root/{train,val,test}``."""
+    """(image folder, mask folder, split) below ``root`` and below ``root/{train,val,test}``, in capitals or not.
+
+    Raises:
+        DataError: two folders of one name but for capitals.
+    """
     pairs: list[tuple[Path, Path, str | None]] = []
-    for base, split in [(root, None), *((root / name, split) for name, split in _SPLIT_FOLDERS.items())]:
-        images = next((base / name for name in IMAGE_FOLDERS if (base / name).is_dir()), None)
-        masks = next((base / name for name in MASK_FOLDERS if (base / name).is_dir()), None)
+    parts = _folders(root, _SPLIT_FOLDERS)
+    for base, split in [
+        (root, None),
+        *((parts[name], split) for name, split in _SPLIT_FOLDERS.items() if name in parts),
+    ]:
+        found = _folders(base, (*IMAGE_FOLDERS, *MASK_FOLDERS))
+        images = next((found[name] for name in IMAGE_FOLDERS if name in found), None)
+        masks = next((found[name] for name in MASK_FOLDERS if name in found), None)
         if images and masks:
             pairs.append((images, masks, split))
     return pairs
+
+
+def _folders(base: Path, names: Iterable[str]) -> dict[str, Path]:
+    """Those of ``names``, in lower case, that are folders in ``base``, whatever their capitals."""
+    found: dict[str, Path] = {}
+    wanted = frozenset(names)
+    try:
+        with os.scandir(base) as entries:
+            here = sorted(entry.name for entry in entries if entry.name.lower() in wanted and entry.is_dir())
+    except OSError:
+        return {}
+    for name in here:
+        if (other := found.setdefault(name.lower(), base / name)).name != name:
+            raise DataError(
+                f"{base}: holds {other.name}/ and {name}/, of which one can be meant: join or rename one of them"
+            )
+    return found
 
 
 def read_plain(root: Path, prompt: str, collector: Collector) -> None:
@@ -47,8 +76,10 @@ def read_plain(root: Path, prompt: str, collector: Collector) -> None:
         pair_folders(root, images, list(image_files(images)), masks, list(image_files(masks)), split, prompt, collector)
     if not plain_folders(root):
         files = list(image_files(root, deep=False))
-        stems = {path.stem for path in files}
-        masks_here = [path for path in files if MASK_ENDING.search(path.stem) or _image_of_further(path.stem) in stems]
+        stems = {_composed(path.stem) for path in files}
+        masks_here = [
+            path for path in files if MASK_ENDING.search(path.stem) or _image_of_further(_composed(path.stem)) in stems
+        ]
         images_here = sorted(set(files) - set(masks_here), key=natural_key)
         pair_folders(root, root, images_here, root, masks_here, None, prompt, collector)
 
@@ -62,8 +93,13 @@ def _image_of_further(stem: str) -> str | None:
 def has_flat_pairs(root: Path) -> bool:
     """Whether ``root`` itself holds ``X.png`` beside ``X_mask.png``."""
     files = list(image_files(root, deep=False))
-    stems = {path.stem for path in files}
-    return any(MASK_ENDING.sub("", path.stem) in stems for path in files if MASK_ENDING.search(path.stem))
+    stems = {_composed(path.stem) for path in files}
+    return any(MASK_ENDING.sub("", _composed(path.stem)) in stems for path in files if MASK_ENDING.search(path.stem))
+
+
+def _composed(name: str) -> str:
+    """``name`` in Unicode's composed form (NFC): macOS writes an umlaut as two characters, other systems as one."""
+    return unicodedata.normalize("NFC", name)
 
 
 def pair_folders(
@@ -79,7 +115,7 @@ def pair_folders(
     """Add a draft for each of ``images`` (below ``image_root``) with its mask; see ``read_plain``. None leaves ``root``."""
 
     def key(path: Path, base: Path) -> str:
-        return path.relative_to(base).with_suffix("").as_posix()
+        return _composed(path.relative_to(base).with_suffix("").as_posix())
 
     stems = {key(image, image_root) for image in images}
     by_stem: dict[str, list[Path]] = {}
@@ -139,9 +175,10 @@ def pair_folders(
     for image in images:
         name = image.relative_to(image_root).as_posix()
         collector.add(image.stem, str(image), lambda path=image: draft(path), lambda name=name: outline(name))  # type: ignore[misc]
-    lowered = {image.stem.lower() for image in images}
+    lowered = {_composed(image.stem).lower() for image in images}
     for mask in masks:
-        if mask not in used and not {mask.stem.lower(), MASK_ENDING.sub("", mask.stem).lower()} & lowered:
+        stem = _composed(mask.stem).lower()
+        if mask not in used and not {stem, MASK_ENDING.sub("", stem)} & lowered:
             # The image may be added, of whatever format: the id is that of its stem.
             name = f"{MASK_ENDING.sub('', key(mask, mask_root))}.png"
             collector.add(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,30 @@ def test_a_number_after_the_ending_of_a_mask_may_be_the_image_s_own(tmp_path: Pa
         put(tmp_path / "images" / f"{name}.png")
         put(tmp_path / "masks" / f"{name}.png", mask=True)
     assert len(load_records(tmp_path, prompt="cell")[0]) == 2
+
+
+@pytest.mark.parametrize(("one", "other"), [("NFC", "NFD"), ("NFD", "NFC")])
+@pytest.mark.parametrize("sub", [("images", "masks"), ("", "")], ids=["folders", "flat"])
+def test_names_pair_however_accents_are_written(tmp_path: Path, one: Any, other: Any, sub: tuple[str, str]) -> None:
+    """macOS writes an umlaut as two characters; the id, of which splits are drawn, is the same everywhere."""
+    name = "M\u00fcller"
+    put(tmp_path / sub[0] / f"{unicodedata.normalize(one, name)}.png")
+    put(tmp_path / sub[1] / f"{unicodedata.normalize(other, name)}_mask.png", mask=True)
+    records, _ = load_records(tmp_path, prompt="cell")
+    assert [record.case_id for record in records] == [name]
+
+
+@pytest.mark.parametrize("base", ["", "Train"])
+def test_folders_in_capitals(tmp_path: Path, base: str) -> None:
+    put(tmp_path / base / "Images" / "a.png")
+    put(tmp_path / base / "MASKS" / "a.png", mask=True)
+    (record,) = load_records(tmp_path, prompt="cell", labelled=False)[0]
+    assert record.case_id == ("train__a" if base else "a")
+    assert record.split == "train"
+    if (tmp_path / base / "images").exists():
+        pytest.skip("capitals do not matter on this disc")
+    (tmp_path / base / "images").mkdir()
+    refused(tmp_path, "holds Images/ and images/", "rename", prompt="cell")
 
 
 # Manifests

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -316,4 +317,5 @@ def _last(name: str | None) -> str | None:
 
 
 def _id(name: str) -> str:
+    name = unicodedata.normalize("NFC", name)
     return name.rpartition(".")[0].replace("/", "__") or name
