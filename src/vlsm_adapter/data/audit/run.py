@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -34,6 +35,8 @@ Bar = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
 # So many entries with equal names and equal describing words are no chance.
 _COPIED_LEAST = 10
 _SHOWN = 3
+_WIDTH = 160  # of the text in characters
+_LONGEST = 1200  # characters of one instance; prompts may be longer
 
 
 @dataclass(slots=True)
@@ -193,15 +196,19 @@ def _describing(case: Case) -> str:
 def _text(finding: Finding) -> Iterator[str]:
     yield f"  {finding.severity:8} {finding.code}: {finding.message}"
     for one in finding.evidence[:_SHOWN]:
-        yield f"      {', '.join(one.cases[:4])}{': ' + _cut(one.why) if one.why else ''}"
+        yield from _wrapped(f"{', '.join(one.cases[:4])}{': ' + one.why if one.why else ''}")
     if len(finding.evidence) > _SHOWN:
         yield f"      ... and {len(finding.evidence) - _SHOWN} more"
     if finding.advice:
         yield f"      -> {finding.advice}"
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= 160 else text[:157] + "..."
+def _wrapped(text: str) -> list[str]:
+    """``text`` in lines that a terminal shows well; a reason names the file first and the fix last, so both ends are kept."""
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+    lines = textwrap.wrap(text, _WIDTH - 8, break_long_words=False, break_on_hyphens=False)
+    return [f"{' ' * (8 if number else 6)}{line}" for number, line in enumerate(lines)]
 
 
 def write_groups(audit: Audit, out: str | os.PathLike[str]) -> int:

@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 
 from vlsm_adapter.data.audit import Audit, check_data, write_audit
-from vlsm_adapter.data.audit.findings import Finding
+from vlsm_adapter.data.audit.findings import Evidence, Finding
+from vlsm_adapter.data.audit.reading import DataSet
+from vlsm_adapter.data.audit.run import SetAudit
 
 POLYP = {"p1": "polyp", "p6": "one polyp, located in left of the image"}
 
@@ -198,3 +200,19 @@ def test_real_breast_ultrasounds(shared_folder: Path) -> None:
     assert {"131_benign", "51_malignant", "34_normal", "437_benign"} <= set(found["duplicates-contradict"].cases)
     assert len(found["near-duplicate-across-splits"].evidence) >= 20
     assert not {"unreadable-image", "size-mismatch", "not-a-mask"} & set(found)
+
+
+def test_a_long_reason_keeps_its_file_and_its_fix(tmp_path: Path) -> None:
+    """File names first, the fix last: neither may be cut."""
+    bad = tmp_path / "a-folder-of-a-long-name" / ("x" * 120 + ".png")
+    reason = f"{bad}: has 640 x 480 pixels but its mask {bad.with_suffix('.tif')} has 480 x 640: rotate the mask"
+    endless = "says 'begin " + "polyp " * 1000 + "end'"
+    evidence = (Evidence(("case",), reason), Evidence(("other",), endless))
+    data = DataSet("data", tmp_path, [])
+    lines = list(Audit("data", [SetAudit(data, findings=[Finding("error", "bad-entry", "two", evidence)])]).lines())
+    told = " ".join(" ".join(lines).split())
+    assert f"case: {reason}" in told
+    assert "says 'begin polyp" in told
+    assert "polyp end'" in told
+    assert sum(map(len, lines)) < 3000
+    assert all(len(line) <= 160 for line in lines if str(tmp_path) not in line)
