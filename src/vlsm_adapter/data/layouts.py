@@ -24,7 +24,10 @@ from vlsm_adapter.types import Skipped
 
 T = TypeVar("T")
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".ppm", ".pgm"})
+#: Endings of the files that folders are searched for; ``images.FORMATS`` decodes them all.
+IMAGE_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".ppm", ".pgm", ".tga"}
+)
 MANIFESTS = ("records.jsonl", "manifest.jsonl")
 IMAGE_FOLDERS = ("images", "image", "imgs", "img")
 MASK_FOLDERS = ("masks", "mask", "labels", "label", "segmentations", "annotations")

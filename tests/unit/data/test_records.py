@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from PIL import Image
 
 from vlsm_adapter.data import entries
 from vlsm_adapter.data.division import Division
-from vlsm_adapter.data.images import read_pair
-from vlsm_adapter.data.layouts import natural_key
+from vlsm_adapter.data.images import FORMATS, read_pair
+from vlsm_adapter.data.layouts import IMAGE_SUFFIXES, natural_key
 from vlsm_adapter.data.records import list_images, load_records, write_manifest
 from vlsm_adapter.data.sources.prepare import prepare
 from vlsm_adapter.errors import ConfigError, DataError
@@ -667,6 +668,28 @@ def test_any_bytes_are_a_data_error(fuzz_root: Path, content: bytes) -> None:
 
 
 # Listing images
+
+
+def test_the_documented_endings_are_those_that_are_searched_for() -> None:
+    """And each is of a format that is decoded, each format having one."""
+    text = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
+    sentence = re.search(r"Folders are searched for files that end in ([^;]*);", text)
+    assert sentence is not None
+    assert set(re.findall(r"`(\.[a-z0-9]+)`", sentence[1])) == IMAGE_SUFFIXES
+    known = Image.registered_extensions()
+    assert {known[suffix] for suffix in IMAGE_SUFFIXES} == set(FORMATS) - {"DIB"}  # a BMP by another name
+    named = re.search(r"## Images\n\n(.*) of any mode", text)
+    assert named is not None
+    documented = {name.upper().replace(" ", "") for name in re.split(r", | and ", named[1])}
+    assert documented == set(FORMATS) - {"DIB"}
+
+
+@pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES))
+def test_a_plain_folder_of_every_ending(tmp_path: Path, suffix: str) -> None:
+    put(tmp_path / "images" / f"a{suffix.upper()}")
+    put(tmp_path / "masks" / "a.png", mask=True)
+    (record,) = load_records(tmp_path, prompt="cell")[0]
+    assert read_pair(record)[0].shape == (8, 12, 3)
 
 
 def test_list_images(tmp_path: Path) -> None:
