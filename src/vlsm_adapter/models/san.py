@@ -287,13 +287,19 @@ class SAN(PromptSegmenter):
             ModelError: something is missing, damaged, of another kind, or only there as a pickle.
         """
         config = SANConfig.from_dict(checkpoints.read_config(source, base_id), f"model '{base_id}'")
+        tokenizer = checkpoints.load_tokenizer(source, base_id)
+        if tokenizer is not None and len(tokenizer) > config.vocab_size:
+            raise ModelError(
+                f"model '{base_id}': the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}; "
+                "copy the tokenizer it was trained with"
+            )
         state = checkpoints.weights_state(source)
         tensors = saving.read_tensors(source, base_id)
         with torch.device("meta"):
             model = cls(
                 config,
                 preprocessing=checkpoints.load_preprocessing(source, base_id, default_preprocessing(config)),
-                tokenizer=checkpoints.load_tokenizer(source, base_id),
+                tokenizer=tokenizer,
                 base_id=base_id,
             )
         saving.fill(model, tensors, f"model '{base_id}'")

@@ -21,6 +21,7 @@ from vlsm_adapter.interop.san import published_state_dict
 from vlsm_adapter.interop.san_from_clip import san_from_clip
 from vlsm_adapter.losses import dice_bce
 from vlsm_adapter.models import load_model
+from vlsm_adapter.models.base import PromptSegmenter
 from vlsm_adapter.models.features import Trunks
 from vlsm_adapter.models.preprocessing import CLIP_MEAN, Preprocessing
 from vlsm_adapter.models.san import SAN, SANConfig
@@ -421,6 +422,20 @@ def test_folder_holds_the_whole_model(tmp_path: Path, graph: str) -> None:
     half = load_model(tmp_path / "san", dtype="bfloat16")
     assert half.dtype == torch.bfloat16
     assert half.base_hash == model.base_hash
+
+
+def test_a_tokenizer_of_more_tokens_than_the_model_is_refused(model: PromptSegmenter, tmp_path: Path) -> None:
+    tokenizer = model.tokenizer
+    assert tokenizer is not None
+    for vocabulary in (len(tokenizer), len(tokenizer) - 1):
+        folder = tmp_path / str(vocabulary)
+        config = SANConfig.from_dict(values(open_clip__text_cfg__vocab_size=vocabulary))
+        save_model(SAN(config, tokenizer=tokenizer), folder)
+        if vocabulary == len(tokenizer):
+            assert load_model(folder).tokenizer is not None
+        else:
+            with pytest.raises(ModelError, match="copy the tokenizer it was trained with"):
+                load_model(folder)
 
 
 def test_folder_with_another_graph_or_fewer_weights_is_refused(tmp_path: Path) -> None:
