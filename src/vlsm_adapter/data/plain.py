@@ -77,8 +77,13 @@ def read_plain(root: Path, prompt: str, collector: Collector) -> None:
     if not plain_folders(root):
         files = list(image_files(root, deep=False))
         stems = {_composed(path.stem) for path in files}
+        # a_seg_1.png is a further mask of a.png, but an image where it has a mask itself.
+        own = {MASK_ENDING.sub("", stem) for stem in stems if MASK_ENDING.search(stem)}
         masks_here = [
-            path for path in files if MASK_ENDING.search(path.stem) or _image_of_further(_composed(path.stem)) in stems
+            path
+            for path in files
+            if MASK_ENDING.search(path.stem)
+            or ((stem := _composed(path.stem)) not in own and _image_of_further(stem) in stems)
         ]
         images_here = sorted(set(files) - set(masks_here), key=natural_key)
         pair_folders(root, root, images_here, root, masks_here, None, prompt, collector)

@@ -235,6 +235,14 @@ def test_a_number_after_the_ending_of_a_mask_may_be_the_image_s_own(tmp_path: Pa
     assert len(load_records(tmp_path, prompt="cell")[0]) == 2
 
 
+def test_an_image_called_like_a_further_mask_has_its_own(tmp_path: Path) -> None:
+    for name in ("a", "a_seg_1", "a_seg_2"):
+        put(tmp_path / f"{name}.png")
+        put(tmp_path / f"{name}_mask.png", mask=True)
+    records, _ = load_records(tmp_path, prompt="cell")
+    assert [record.case_id for record in records] == ["a", "a_seg_1", "a_seg_2"]
+
+
 @pytest.mark.parametrize(("one", "other"), [("NFC", "NFD"), ("NFD", "NFC")])
 @pytest.mark.parametrize("sub", [("images", "masks"), ("", "")], ids=["folders", "flat"])
 def test_names_pair_however_accents_are_written(tmp_path: Path, one: Any, other: Any, sub: tuple[str, str]) -> None:
