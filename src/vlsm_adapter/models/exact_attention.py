@@ -42,7 +42,7 @@ class _Attended(torch.autograd.Function):
         with torch.autocast(query.device.type, enabled=False):
             parts = [
                 _gradients(*(tensor[start : start + step] for tensor in (query, key, value, gradient)))
-                for start in range(0, count, step)
+                for start in range(0, max(1, count), max(1, step))
             ]
         return parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
 

@@ -112,3 +112,9 @@ def test_a_training_step_of_the_embedded_model() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, this machine has none")
 def test_a_training_step_on_a_gpu() -> None:
     check_step(saturated_step(torch.float32, "cuda"))
+
+
+def test_no_prompts() -> None:
+    inputs = [torch.zeros(0, 2, 5, 4, requires_grad=True) for _ in range(3)]
+    gradients = torch.autograd.grad(attend(*inputs).sum(), inputs)
+    assert [gradient.shape for gradient in gradients] == [(0, 2, 5, 4)] * 3
