@@ -23,6 +23,10 @@ log = logging.getLogger("vlsm_adapter.data")
 _MAX_ID_BYTES = 200  # file systems stop at 255, and endings are added
 Prompts = Mapping[str, tuple[str, ...]]
 
+# Of names that become ids. Manifests name TGA files since before folders were searched for them; their ids, and with them
+# their splits, stay as they were.
+_ENDINGS_LEFT_OUT = IMAGE_SUFFIXES - {".tga"}
+
 
 def finish(
     drafts: Sequence[Draft],
@@ -214,7 +218,7 @@ def _same_files(one: Draft, other: Draft) -> bool:
 
 def _stem_id(name: str) -> str:
     ending = PurePosixPath(name).suffix
-    return _id(name[: -len(ending)] if ending.lower() in IMAGE_SUFFIXES else name)
+    return _id(name[: -len(ending)] if ending.lower() in _ENDINGS_LEFT_OUT else name)
 
 
 def _id(name: str) -> str:

@@ -39,19 +39,19 @@ def plain_folders(root: Path) -> list[tuple[Path, Path, str | None]]:
     parts = _folders(root, _SPLIT_FOLDERS)
     for base, split in [
         (root, None),
-        *((parts[name], split) for name, split in _SPLIT_FOLDERS.items() if name in parts),
+        *((_only(parts[name]), split) for name, split in _SPLIT_FOLDERS.items() if name in parts),
     ]:
         found = _folders(base, (*IMAGE_FOLDERS, *MASK_FOLDERS))
         images = next((found[name] for name in IMAGE_FOLDERS if name in found), None)
         masks = next((found[name] for name in MASK_FOLDERS if name in found), None)
         if images and masks:
-            pairs.append((images, masks, split))
+            pairs.append((_only(images), _only(masks), split))
     return pairs
 
 
-def _folders(base: Path, names: Iterable[str]) -> dict[str, Path]:
+def _folders(base: Path, names: Iterable[str]) -> dict[str, list[Path]]:
     """Those of ``names``, in lower case, that are folders in ``base``, whatever their capitals."""
-    found: dict[str, Path] = {}
+    found: dict[str, list[Path]] = {}
     wanted = frozenset(names)
     try:
         with os.scandir(base) as entries:
@@ -59,11 +59,18 @@ def _folders(base: Path, names: Iterable[str]) -> dict[str, Path]:
     except OSError:
         return {}
     for name in here:
-        if (other := found.setdefault(name.lower(), base / name)).name != name:
-            raise DataError(
-                f"{base}: holds {other.name}/ and {name}/, of which one can be meant: join or rename one of them"
-            )
+        found.setdefault(name.lower(), []).append(base / name)
     return found
+
+
+def _only(folders: list[Path]) -> Path:
+    """The one folder of a name that is to be read."""
+    if len(folders) > 1:
+        one, other = folders[:2]
+        raise DataError(
+            f"{one.parent}: holds {one.name}/ and {other.name}/, of which one can be meant: join or rename one of them"
+        )
+    return folders[0]
 
 
 def read_plain(root: Path, prompt: str, collector: Collector) -> None:

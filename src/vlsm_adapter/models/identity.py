@@ -175,6 +175,6 @@ class Identity(nn.Module):
         return {**self.__dict__, "_mark": None if self._mark is None else self._is_unchanged()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__({"_origin": None, "_mark": None, **state})  # pickled before there were such
         if isinstance(self._mark, bool):
             self._mark = Mark.of(self.base_state()) if self._mark else _CHANGED

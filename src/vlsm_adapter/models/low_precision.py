@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -161,6 +161,9 @@ def lower_precision(model: PromptSegmenter, precision: str, *, trains: bool = Fa
         raise ModelError("precision 'fp16' is not for a CPU: use 'bf16' or 'int8', or a GPU")
     if precision == "int8" and device != "cpu":
         raise ModelError(f"precision 'int8' is for a CPU, the model is on '{device}': use 'bf16' or 'fp16'")
+    if precision == "int8":
+        with suppress(ModelError):  # its files have gone
+            _ = model.base_hash  # what is converted cannot be compared with the files any more
     with model.keeping_base_hash():
         if precision == "int8":
             told = _to_int8(model, trains)

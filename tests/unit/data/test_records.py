@@ -267,6 +267,21 @@ def test_folders_in_capitals(tmp_path: Path, base: str) -> None:
     refused(tmp_path, "holds Images/ and images/", "rename", prompt="cell")
 
 
+def test_capitals_of_folders_that_are_not_read_do_not_matter(tmp_path: Path) -> None:
+    for name in ("img/a.png", "masks/a.png"):
+        put(tmp_path / name, mask=name.startswith("masks"))
+    for name in ("labels", "Labels"):
+        (tmp_path / name).mkdir(exist_ok=True)
+    assert [record.case_id for record in load_records(tmp_path, prompt="cell")[0]] == ["a"]
+
+
+def test_manifests_keep_the_ids_that_they_gave_to_tga_files(tmp_path: Path) -> None:
+    put(tmp_path / "i" / "x.png").rename(tmp_path / "i" / "x.tga")
+    put(tmp_path / "i" / "y.png")
+    path = manifest(tmp_path, *({"image": f"i/{name}", "prompts": {"p1": "cell"}} for name in ("x.tga", "y.png")))
+    assert [record.case_id for record in load_records(path, labelled=False)[0]] == ["i__x.tga", "i__y"]
+
+
 # Manifests
 
 

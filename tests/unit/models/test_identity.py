@@ -135,6 +135,22 @@ def test_files_that_were_only_touched_are_the_same(folder: Path) -> None:
     assert model.base_hash == checkpoints.hash_folder(folder)
 
 
+def test_files_touched_after_a_conversion_are_the_same(folder: Path) -> None:
+    model = load_model(folder)
+    lower_precision(model, "int8")
+    os.utime(folder / "model.safetensors", ns=(1, 1))
+    assert model.base_hash == checkpoints.hash_folder(folder)
+
+
+def test_a_model_pickled_before_it_knew_its_files_is_read(folder: Path) -> None:
+    model = load_model(folder)
+    before = model.base_hash
+    state = {name: value for name, value in model.__getstate__().items() if name not in ("_origin", "_mark")}
+    old = copy.copy(model)
+    old.__setstate__(state)
+    assert old.base_hash == before
+
+
 def test_a_model_of_no_file_is_hashed_anew_when_it_changes(new_model: Callable[..., PromptSegmenter]) -> None:
     model = new_model()
     before = model.base_hash

@@ -56,6 +56,8 @@ class Attention(nn.Module):
         exact: whether products can be so large that the fused kernels' gradient is wrong.
     """
 
+    exact = False  # of modules that were pickled before
+
     def __init__(self, width: int, heads: int, dropout: float, *, exact: bool = False) -> None:
         super().__init__()
         self.heads, self.dropout, self.exact = heads, dropout, exact
