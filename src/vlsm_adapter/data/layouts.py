@@ -24,6 +24,15 @@ from vlsm_adapter.types import Skipped
 
 T = TypeVar("T")
 
+#: What names a split, in folders and file names.
+SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
 #: Endings of the files that folders are searched for; ``images.FORMATS`` decodes them all.
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".ppm", ".pgm", ".tga"}

@@ -11,7 +11,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vlsm_adapter.data.entries import Entry, shown, unsafe_name
-from vlsm_adapter.data.layouts import IMAGE_FOLDERS, MASK_FOLDERS, Collector, Draft, image_files, natural_key
+from vlsm_adapter.data.layouts import (
+    IMAGE_FOLDERS,
+    MASK_FOLDERS,
+    SPLIT_WORDS,
+    Collector,
+    Draft,
+    image_files,
+    natural_key,
+)
 from vlsm_adapter.errors import DataError
 
 log = logging.getLogger("vlsm_adapter.data")
@@ -19,14 +27,6 @@ log = logging.getLogger("vlsm_adapter.data")
 MASK_ENDING = re.compile(r"[_-](mask|masks|segmentation|seg|label|labels|gt)$", re.IGNORECASE)
 # BUSI's second and third masks of an image: "benign (100)_mask_1.png".
 _FURTHER_MASK = re.compile(r"^(.+[_-](?:mask|masks|segmentation|seg|label|labels|gt))[_-][0-9]+$", re.IGNORECASE)
-_SPLIT_FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
 
 
 def plain_folders(root: Path) -> list[tuple[Path, Path, str | None]]:
@@ -36,10 +36,10 @@ def plain_folders(root: Path) -> list[tuple[Path, Path, str | None]]:
         DataError: two folders of one name but for capitals.
     """
     pairs: list[tuple[Path, Path, str | None]] = []
-    parts = _folders(root, _SPLIT_FOLDERS)
+    parts = _folders(root, SPLIT_WORDS)
     for base, split in [
         (root, None),
-        *((_only(parts[name]), split) for name, split in _SPLIT_FOLDERS.items() if name in parts),
+        *((_only(parts[name]), split) for name, split in SPLIT_WORDS.items() if name in parts),
     ]:
         found = _folders(base, (*IMAGE_FOLDERS, *MASK_FOLDERS))
         images = next((found[name] for name in IMAGE_FOLDERS if name in found), None)
@@ -171,7 +171,7 @@ def pair_folders(
             image_name=name if split is None else f"{split}/{name}",
             mask=entry.inside("mask", candidates[0]),
             mask_name=candidates[0].relative_to(mask_root).as_posix(),
-            split=split or _SPLIT_FOLDERS.get(first),
+            split=split or SPLIT_WORDS.get(first),
             prompts={"p0": ("",), "p1": (prompt,)},
         )
 
@@ -181,7 +181,7 @@ def pair_folders(
             where=str(image_root / name),
             image=image_root / name,
             image_name=name if split is None else f"{split}/{name}",
-            split=split or _SPLIT_FOLDERS.get(first),
+            split=split or SPLIT_WORDS.get(first),
         )
 
     for image in images:

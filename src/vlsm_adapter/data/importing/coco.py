@@ -30,17 +30,10 @@ from vlsm_adapter.data.importing.base import (
 )
 from vlsm_adapter.data.importing.classes import Key, LabelClass
 from vlsm_adapter.data.importing.options import Options
+from vlsm_adapter.data.layouts import SPLIT_WORDS
 from vlsm_adapter.data.prepared import RawCase
 from vlsm_adapter.errors import DataError
 
-_SPLIT_WORDS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
 _GROUP_FIELDS = ("group", "patient_id", "patient", "subject_id", "video_id", "sequence_id")
 _LOOKED_FOR = 20
 _LONGEST_NAME = 500
@@ -142,9 +135,9 @@ def _looks_like_coco(file: Path) -> bool:
 def _split_of(file: Path) -> str | None:
     words = file.stem.lower().replace("-", "_").replace(".", "_").split("_")
     # instances_train2017
-    found = {_SPLIT_WORDS[word] for one in words if (word := one.rstrip("0123456789")) in _SPLIT_WORDS}
+    found = {SPLIT_WORDS[word] for one in words if (word := one.rstrip("0123456789")) in SPLIT_WORDS}
     if not found:
-        found = {_SPLIT_WORDS[word] for word in [file.parent.name.lower()] if word in _SPLIT_WORDS}
+        found = {SPLIT_WORDS[word] for word in [file.parent.name.lower()] if word in SPLIT_WORDS}
     if len(found) != 1:
         raise DataError(
             f"{file}: one of several COCO files, and its name does not say which split it is: call it train.json, val.json "
