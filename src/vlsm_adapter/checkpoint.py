@@ -34,10 +34,10 @@ class Progress:
         epoch_loss: sum of the losses of the current epoch's batches, times their cases; ``epoch_cases`` their number.
         epoch_seconds: seconds spent training in the current epoch.
         best: best validation Dice; ``best_epoch`` when (1-based); 0 before the first validation.
-        reference: validation Dice that a gain is measured from; ``stale`` epochs since without one.
+        reference: validation Dice that a gain is measured from; ``stale`` epochs since without one, validated or not.
         plateau: state of the plateau schedule.
         scaler: state of the gradient scaler of 16-bit training.
-        history: a row per finished epoch.
+        history: a row per finished epoch; scores are None where it was not validated.
         base: SHA-256 of the base model's weights.
         finished: why the run ended, or None.
     """
@@ -54,7 +54,7 @@ class Progress:
     stale: int = 0
     plateau: dict[str, float] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[dict[str, float | None]] = field(default_factory=list)
     base: str = ""
     finished: str | None = None
 

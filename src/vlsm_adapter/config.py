@@ -145,11 +145,12 @@ class TrainConfig:
         lr: peak learning rate of AdamW.
         weight_decay: on weights; never on biases and norms.
         schedule: ``cosine`` (after warm-up), ``plateau`` (factor 0.3 after 5 epochs without a lower validation
-            loss, as published), ``constant``.
+            loss, as published; seen at the next validation), ``constant``.
         warmup: part of all updates over which ``cosine`` rises linearly to ``lr``.
         clip_norm: global norm of the gradient; 0 turns it off.
         loss: ``dice_bce`` (1.5 Dice + 1.0 cross-entropy on logits) or ``published`` (cross-entropy on probabilities).
-        patience: epochs without a better validation Dice before training stops; 0 never stops early.
+        validate_every: epochs from one validation to the next; after the last epoch there is one anyway.
+        patience: epochs without a better validation Dice before training stops, at a validation; 0 never stops early.
         min_delta: a smaller gain of Dice does not count.
         precision: ``auto`` (16 bits where the hardware multiplies them fast, else 32), ``32-true``, ``16-mixed``,
             ``bf16-mixed``; ``int8`` computes the encoders' frozen linear maps, and gradients through them, in 8-bit integers
@@ -177,6 +178,7 @@ class TrainConfig:
     warmup: float = field(default=0.05, metadata=_between(0, 1))
     clip_norm: float = field(default=0.5, metadata=_between(0, 1e6))
     loss: str = field(default="dice_bce", metadata=_one_of(*LOSS_NAMES))
+    validate_every: int = field(default=1, metadata=_between(1, 100_000))
     patience: int = field(default=20, metadata=_between(0, 100_000))
     min_delta: float = field(default=1e-4, metadata=_between(0, 1))
     precision: str = field(default="auto", metadata=_one_of(*PRECISIONS))

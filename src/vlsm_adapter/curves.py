@@ -17,11 +17,11 @@ _DASHES = ("none", "6 3", "2 2", "8 3 2 3")
 
 
 def line_chart(title: str, x_label: str, x: Sequence[float], series: Mapping[str, Sequence[float | None]]) -> str:
-    """An SVG of one or several series over ``x``; gaps where a value is None, not finite, or beyond a million.
+    """An SVG of one or several series over ``x``; gaps where a value is not finite, or beyond a million.
 
     Args:
         x: ascending positions, at least one.
-        series: name to values, as many as ``x``.
+        series: name to values, as many as ``x``; None is no value, the line goes on to the next one.
     """
     shown = [value for values in series.values() for value in values if _can_be_shown(value)]
     ticks = _ticks(min(shown, default=0.0), max(shown, default=1.0))
@@ -68,6 +68,8 @@ def _runs(x: Sequence[float], values: Sequence[float | None]) -> list[list[tuple
     """Stretches without gaps."""
     found: list[list[tuple[float, float]]] = [[]]
     for position, value in zip(x, values, strict=True):
+        if value is None:
+            continue
         if _can_be_shown(value):
             found[-1].append((position, value))
         else:

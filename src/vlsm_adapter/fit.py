@@ -7,6 +7,7 @@ import hashlib
 import io
 import math
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from vlsm_adapter import checkpoint, files
 from vlsm_adapter.adapters.attach import training_mode
 from vlsm_adapter.adapters.folder import AdapterInfo, save_adapter
 from vlsm_adapter.checkpoint import Progress
-from vlsm_adapter.config import RunConfig
+from vlsm_adapter.config import RunConfig, TrainConfig
 from vlsm_adapter.console import Console
 from vlsm_adapter.data.loaders import CaseDataset, make_loader
 from vlsm_adapter.errors import TrainingError
@@ -79,12 +80,12 @@ def fit(session: Session) -> None:
             _score_start(session)
         while progress.finished is None:
             _train_epoch(session)
-            row = _validate(session)
-            _end_epoch(session, row)
+            scores = _validate(session) if _is_validated(config, progress.epoch + 1) else None
+            _end_epoch(session, scores)
             if progress.epoch >= config.epochs:
                 progress.finished = f"all {config.epochs} epochs"
-            elif config.patience and progress.stale >= config.patience:
-                progress.finished = f"no better validation Dice for {config.patience} epochs"
+            elif scores is not None and config.patience and progress.stale >= config.patience:
+                progress.finished = f"no better validation Dice for {progress.stale} epochs"
             _save(session)
             if progress.finished is None:
                 session.stop.check(session.folder)
@@ -92,6 +93,11 @@ def fit(session: Session) -> None:
         f"finished: {progress.finished}; best validation Dice {progress.best:.4f} "
         + (f"in epoch {progress.best_epoch}" if progress.best_epoch else "before training: no epoch was better")
     )
+
+
+def _is_validated(config: TrainConfig, epoch: int) -> bool:
+    """Whether the validation cases are scored after an epoch (1-based): by its number alone, so that all processes agree."""
+    return epoch % config.validate_every == 0 or epoch >= config.epochs
 
 
 def _score_start(session: Session) -> None:
@@ -253,38 +259,44 @@ def batch_dice(prediction: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     return torch.where(size == 0, torch.ones_like(size), 2 * overlap / size.clamp(min=1))
 
 
-def _end_epoch(session: Session, scores: dict[str, float]) -> None:
+def _end_epoch(session: Session, scores: dict[str, float] | None) -> None:
+    """Record the epoch; without ``scores`` where it was not validated."""
     config, progress = session.config.train, session.progress
-    row = {
+    loss = progress.epoch_loss / max(1, progress.epoch_cases)
+    speed = progress.epoch_cases / max(progress.epoch_seconds, 1e-9)
+    row: dict[str, float | None] = {
         "epoch": progress.epoch + 1,
         "updates": progress.update,
-        "train_loss": progress.epoch_loss / max(1, progress.epoch_cases),
-        **scores,
+        "train_loss": loss,
+        **(scores or {"val_loss": None, "val_dice": None}),  # the same columns in every row
         "learning_rate": session.optimizer.param_groups[0]["lr"],
-        "images_per_second": progress.epoch_cases / max(progress.epoch_seconds, 1e-9),
+        "images_per_second": speed,
         "seconds": progress.epoch_seconds,
     }
     progress.history.append(row)
-    gained = progress.best < 0 or scores["val_dice"] > progress.reference + config.min_delta
-    progress.stale = 0 if gained else progress.stale + 1
-    if gained:
-        progress.reference = scores["val_dice"]
-    best = scores["val_dice"] > progress.best
-    if best:
-        progress.best, progress.best_epoch = scores["val_dice"], progress.epoch + 1
-        _keep(session, scores)
+    progress.stale += 1
+    told = _note_scores(session, scores) if scores is not None else ""
     if config.schedule == "plateau":
-        step_plateau(progress, scores["val_loss"])
+        step_plateau(progress, scores["val_loss"] if scores is not None else None)
     if session.writes:
         files.write_text(session.folder.metrics_file, _csv(progress.history))
-    session.logs.write({key: value for key, value in row.items() if key not in ("epoch", "updates")}, progress.update)
-    session.console.say(
-        f"epoch {row['epoch']:>3}/{config.epochs}: loss {row['train_loss']:.4f}, validation loss {row['val_loss']:.4f}, "
-        f"Dice {row['val_dice']:.4f}{' (best)' if best else ''}, "
-        f"{row['images_per_second']:.1f} images/s"
-    )
+    logged = {key: value for key, value in row.items() if key not in ("epoch", "updates") and value is not None}
+    session.logs.write(logged, progress.update)
+    session.console.say(f"epoch {progress.epoch + 1:>3}/{config.epochs}: loss {loss:.4f}, {told}{speed:.1f} images/s")
     progress.epoch += 1
     progress.batch, progress.epoch_loss, progress.epoch_cases, progress.epoch_seconds = 0, 0.0, 0, 0.0
+
+
+def _note_scores(session: Session, scores: dict[str, float]) -> str:
+    """Keep the adapter where it is the best so far, and count from here where it has gained; what to say of the scores."""
+    progress, dice = session.progress, scores["val_dice"]
+    if progress.best < 0 or dice > progress.reference + session.config.train.min_delta:
+        progress.reference, progress.stale = dice, 0
+    best = dice > progress.best
+    if best:
+        progress.best, progress.best_epoch = dice, progress.epoch + 1
+        _keep(session, scores)
+    return f"validation loss {scores['val_loss']:.4f}, Dice {dice:.4f}{' (best)' if best else ''}, "
 
 
 def _keep(session: Session, scores: dict[str, float]) -> None:
@@ -317,8 +329,8 @@ def _plain(optimizer: Any) -> torch.optim.Optimizer:
     return getattr(optimizer, "optimizer", optimizer)
 
 
-def _csv(rows: list[dict[str, float]]) -> str:
-    text = io.StringIO()
+def _csv(rows: Sequence[Mapping[str, float | None]]) -> str:
+    text = io.StringIO()  # None is an empty cell
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)

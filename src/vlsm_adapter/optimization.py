@@ -112,12 +112,17 @@ def check_gradients(model: torch.nn.Module) -> None:
         )
 
 
-def step_plateau(progress: Progress, loss: float) -> None:
-    """Lower the learning rate after epochs without a lower validation loss (relative gain of 1e-4, as in torch)."""
+def step_plateau(progress: Progress, loss: float | None) -> None:
+    """Lower the learning rate after epochs without a lower validation loss (relative gain of 1e-4, as in torch).
+
+    Args:
+        loss: after the epoch; None where it was not validated: it counts among the epochs, the next validation decides.
+    """
     state = progress.plateau
+    state["bad"] = state.get("bad", 0) + 1
+    if loss is None:
+        return
     if loss < state.get("best", math.inf) * (1 - 1e-4):
         state["best"], state["bad"] = loss, 0
-    else:
-        state["bad"] = state.get("bad", 0) + 1
     if state["bad"] > PLATEAU_PATIENCE:
         state["factor"], state["bad"] = state.get("factor", 1.0) * PLATEAU_FACTOR, 0

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -36,17 +37,19 @@ def _progress(run: Path) -> int:
     return len(_rows(run)) if (run / "metrics.csv").exists() else 0
 
 
+@pytest.mark.parametrize("every", [1, 5])
 def test_killed_at_random_moments_and_resumed_is_bit_equal(
-    start: Callable, phantoms: Path, base_folder: Path, tmp_path: Path
+    every: int, start: Callable, phantoms: Path, base_folder: Path, tmp_path: Path
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    process = start(*_options(phantoms, base_folder, whole))
+    validated = ("--set", f"train.validate_every={every}")
+    process = start(*_options(phantoms, base_folder, whole), *validated)
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
 
     # The first kill comes before or about the first state, the later ones a random while after ever more epochs.
     moments, kills = random.Random(7), 0
-    process = start(*_options(phantoms, base_folder, broken))
+    process = start(*_options(phantoms, base_folder, broken), *validated)
     for _ in range(6):
         if kills < 4:
             deadline = time.monotonic() + 60
@@ -68,6 +71,8 @@ def test_killed_at_random_moments_and_resumed_is_bit_equal(
     assert expected.keys() == got.keys()
     assert all(torch.equal(expected[key], got[key]) for key in expected)
     assert _rows(whole) == _rows(broken)
+    scored = [int(row["epoch"]) for row in _rows(broken) if row["val_dice"]]
+    assert scored == ([5, 10, 12] if every == 5 else list(range(1, 13)))
     name = "adapter/adapter_model.safetensors"
     assert (whole / name).read_bytes() == (broken / name).read_bytes()
     assert not list((broken / "adapter").glob("*.pt"))

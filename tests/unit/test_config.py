@@ -38,18 +38,26 @@ def test_written_and_read_again_it_is_equal(tmp_path: Path) -> None:
     assert load(config.to_yaml(), tmp_path) == config
 
 
+def test_keys_that_an_older_file_does_not_know_have_their_defaults(tmp_path: Path) -> None:
+    config = RunConfig.load(None, {"data.path": "x"})
+    text = config.to_yaml()
+    assert "  validate_every: 1\n" in text
+    assert load(text.replace("  validate_every: 1\n", ""), tmp_path) == config
+
+
 def test_all_errors_are_reported_at_once_a_line_each(tmp_path: Path) -> None:
     recipe = """
     data: {path: x, level: p11}
     model: {nam: tiny}
     adapter: {method: dens}
-    train: {epochs: 0, lr: fast, batch_size: true, precision: 8bit}
+    train: {epochs: 0, lr: fast, batch_size: true, precision: 8bit, validate_every: 0}
     lgo: {}
     """
     with pytest.raises(ConfigError) as caught:
         load(recipe, tmp_path)
     lines = str(caught.value).splitlines()
-    assert len(lines) == 7, lines
+    assert len(lines) == 8, lines
+    assert "train.validate_every=0: must be from 1 to 100000" in str(caught.value)
     assert all(line.startswith(str(tmp_path / "recipe.yaml")) for line in lines)
     assert "did you mean 'name'?" in str(caught.value)
     assert "did you mean 'log'?" in str(caught.value)

@@ -82,6 +82,18 @@ def test_plateau_is_that_of_torch() -> None:
     assert progress.plateau["factor"] == pytest.approx(0.3**3)
 
 
+def test_the_plateau_counts_epochs_that_are_not_validated_and_ends_at_a_validation() -> None:
+    progress = Progress()
+    # Validated after every third epoch: 1.0, then never lower.
+    losses = [None, None, 1.0, None, None, 1.1, None, None, 1.2, None, None, 1.1, None, None, 0.9, None]
+    factors = []
+    for loss in losses:
+        step_plateau(progress, loss)
+        factors.append(progress.plateau.get("factor", 1.0))
+    assert factors == [1.0] * 8 + [0.3] * 8  # six epochs are more than five, as where each is validated
+    assert progress.plateau == {"best": 0.9, "bad": 1, "factor": 0.3}
+
+
 def test_a_trainable_tensor_without_gradient_is_named() -> None:
     model = nn.ModuleDict({"used": nn.Linear(2, 1), "idle": nn.Linear(2, 1)})
     model["used"](torch.ones(1, 2)).sum().backward()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -272,6 +273,16 @@ def test_every_lost_key_is_an_error_of_the_file(tmp_path: Path) -> None:
             continue
         with pytest.raises(UserError, match="incomplete"):
             write_report(tmp_path)
+
+
+def test_a_line_goes_on_where_there_is_no_value_and_stops_where_it_cannot_be_drawn() -> None:
+    rare: list[float | None] = [None, 0.25, None, None, 0.5, 0.75]
+    gap: list[float | None] = [0.5, 0.5, math.nan, 0.25, None, 0.25]
+    root = ElementTree.fromstring(line_chart("T", "epoch", range(1, 7), {"rare": rare, "gap": gap}))
+    lines = [line.attrib["points"].split() for line in root.iter("{http://www.w3.org/2000/svg}polyline")]
+    assert [len(points) for points in lines] == [3, 2, 2]
+    across = [float(point.partition(",")[0]) for point in lines[0]]
+    assert across[1] - across[0] == pytest.approx(3 * (across[2] - across[1]), abs=0.2)
 
 
 @settings(max_examples=50, deadline=None)

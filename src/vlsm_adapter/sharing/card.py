@@ -208,9 +208,9 @@ def _training_rows(facts: Facts) -> list[tuple[str, str]]:
     batch = train.batch_size * train.accumulate * train.devices
     epochs = f"{_or(facts.epochs)} of at most {train.epochs} epochs"
     if facts.best is not None:
-        epochs += (
-            f"; kept: {'the weights it began from' if facts.best == 0 else f'epoch {facts.best}'}, by validation Dice"
-        )
+        kept = "the weights it began from" if facts.best == 0 else f"epoch {facts.best}"
+        often = f" every {train.validate_every} epochs" if train.validate_every > 1 else ""
+        epochs += f"; kept: {kept}, by validation Dice{often}"
     dice = info.scores.get("validation Dice")
     shown = "" if dice is None or not math.isfinite(dice) else f" ({dice:.4f} at the network's resolution)"
     return [

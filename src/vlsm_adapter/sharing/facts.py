@@ -16,6 +16,7 @@ from vlsm_adapter.evaluation_folder import EvaluationFolder
 from vlsm_adapter.predict import adapter_folder
 from vlsm_adapter.run_folder import RunFolder
 
+_SCORES = ("val_loss", "val_dice")  # columns of ``metrics.csv``
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -145,7 +146,11 @@ def _history(run: RunFolder) -> list[dict[str, float]]:
         return []
     try:
         with run.metrics_file.open(encoding="utf-8", newline="") as handle:
-            return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(handle)]
+            # Scores are empty where an epoch was not validated; such a row has none.
+            return [
+                {key: float(value) for key, value in row.items() if value or key not in _SCORES}
+                for row in csv.DictReader(handle)
+            ]
     except (OSError, ValueError, TypeError, csv.Error) as error:
         raise UserError(f"{run.metrics_file}: damaged ({error}); restore it, or remove it to go without") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import Counter
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from vlsm_adapter.config import RunConfig
+from vlsm_adapter.config import RunConfig, TrainConfig
 from vlsm_adapter.study.checks import Facts
 from vlsm_adapter.study.grid import Cell
 
@@ -54,14 +55,14 @@ class Estimator:
 
     def seconds(self, cell: Cell) -> tuple[float, str] | None:
         """Seconds of a run and where the number comes from: ``finished``, ``scaled`` or ``timed``; None where unknown."""
+        passes = epochs, validations = _passes(cell.config.train)
         same = [
             (other, found) for other, found in self.done if (other.model, other.method) == (cell.model, cell.method)
         ]
         exact = [
             found
             for other, found in same
-            if (other.data, other.fraction, other.config.train.epochs)
-            == (cell.data, cell.fraction, cell.config.train.epochs)
+            if (other.data, other.fraction, _passes(other.config.train)) == (cell.data, cell.fraction, passes)
         ]
         if exact:
             return median(_total(found) for found in exact), "finished"
@@ -70,15 +71,17 @@ class Estimator:
             return None
         tested = self.levels * sum(counts.total() if split == "all" else counts[split] for split in self.splits)
         if same:
-            rates = [_rates(found) for _, found in same]
-            work = cell.config.train.epochs * counts["train"] if cell.trains else 0
-            return _START_SECONDS + work * median(r[0] for r in rates) + tested * median(r[1] for r in rates), "scaled"
+            rates = [_rates(other.config.train, found) for other, found in same]
+            work = counts["train"] * median(epochs * r[0] + validations * r[1] for r in rates) if cell.trains else 0.0
+            return _START_SECONDS + work + tested * median(r[2] for r in rates), "scaled"
         step = self.steps.get((cell.model, cell.method))
         if step is None:
             return None
-        epoch = counts["train"] * step.train + counts["val"] * step.forward if cell.trains else 0.0
+        work = (
+            epochs * counts["train"] * step.train + validations * counts["val"] * step.forward if cell.trains else 0.0
+        )
         asked = step.forward * (_PROBE_FACTOR if self.probes else 1) + _SCORING_SECONDS
-        return _START_SECONDS + cell.config.train.epochs * epoch * cell.trains + tested * asked, "timed"
+        return _START_SECONDS + work + tested * asked, "timed"
 
     def memory_gb(self, cells: Iterable[Cell]) -> tuple[float, str]:
         """Memory of the largest of these runs in GiB, and where the number comes from."""
@@ -191,8 +194,21 @@ def _total(found: Mapping[str, Any]) -> float:
     return sum((found.get(part) or {}).get("seconds", 0.0) for part in ("train", "evaluate"))
 
 
-def _rates(found: Mapping[str, Any]) -> tuple[float, float]:
-    """Seconds per case and epoch of training, and per case and evaluation."""
+def _passes(config: TrainConfig, epochs: int | None = None) -> tuple[int, int]:
+    """Epochs, by default all, and how many of them are validated."""
+    epochs = config.epochs if epochs is None else epochs
+    return epochs, math.ceil(epochs / config.validate_every)
+
+
+def _rates(config: TrainConfig, found: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Of a finished run: seconds per training case and epoch of steps, per training case and validation of what is beside them,
+    and per case and evaluation. Validation cases are taken to be in proportion to training cases."""
     train, evaluate = found.get("train") or {}, found.get("evaluate") or {}
-    work = max(1, train.get("epochs", 0) * train.get("cases", 0))
-    return train.get("seconds", 0.0) / work, evaluate.get("seconds", 0.0) / max(1, evaluate.get("cases", 0))
+    epochs, validations = _passes(config, train.get("epochs", 0))
+    seconds, cases = train.get("seconds", 0.0), train.get("cases", 0)
+    steps = min(seconds, train.get("loop_seconds", seconds))
+    return (
+        steps / max(1, epochs * cases),
+        max(0.0, seconds - steps - _START_SECONDS) / max(1, validations * cases),
+        evaluate.get("seconds", 0.0) / max(1, evaluate.get("cases", 0)),
+    )

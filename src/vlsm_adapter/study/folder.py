@@ -207,6 +207,8 @@ def best_validation(run: Path) -> tuple[float, int] | None:
     try:
         with (run / "metrics.csv").open(encoding="utf-8", newline="") as handle:
             for row in csv.DictReader(handle):
+                if row["val_dice"] == "":  # not validated after this epoch
+                    continue
                 value, epoch = float(row["val_dice"]), int(row["epoch"])
                 if best is None or value > best[0]:
                     best = value, epoch

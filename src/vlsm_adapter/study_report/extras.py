@@ -82,7 +82,7 @@ class Curve:
     """Validation Dice of a row on one data set.
 
     Attributes:
-        epochs: 1, 2, ...; (n,).
+        epochs: those that were validated, from 1 on; (n,).
         mean, low, high: over the seeds that reached the epoch, (n,); low and high are the smallest and the largest.
         seeds: how many there are.
     """

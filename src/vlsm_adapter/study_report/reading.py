@@ -14,7 +14,7 @@ from typing import Any
 
 from vlsm_adapter.errors import UserError, one_line
 from vlsm_adapter.evaluation_folder import EvaluationFolder, read_scores
-from vlsm_adapter.study_report.results import ALL_LABELS, PRECISION, ZERO_SHOT, Result, cases_of
+from vlsm_adapter.study_report.results import ALL_LABELS, IMPLIED, PRECISION, ZERO_SHOT, Result, cases_of
 from vlsm_adapter.study_report.run import Run, run_of
 
 SMALL_SUFFIX = ".result.json.gz"
@@ -190,6 +190,7 @@ def _trained(
     elsewhere = _is_elsewhere(run, summary)
     name = str(summary["data"]["name"]) or "data"
     recipe = {f"train.{key}": value for key, value in config["train"].items() if key not in _NOT_RECIPE}
+    recipe = {key: value for key, value in recipe.items() if key not in IMPLIED or value != IMPLIED[key]}
     if (used := run.precision()) is not None:
         recipe[PRECISION] = used
     recipe["data.augment"] = config["data"].get("augment", "none")

@@ -24,6 +24,9 @@ ALL_LABELS = "100%"
 PRECISION = "train.precision"
 # What the configuration asked for, where nothing tells which arithmetic it became on its machine.
 UNKNOWN_PRECISION = "auto"
+# What a recipe means that does not say it: keys of the configuration that came after the first small forms. A recipe never
+# says them with these values, so that a result has the same key whenever it was read.
+IMPLIED: Mapping[str, Any] = {"train.validate_every": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,8 @@ class Result:
         model, model_hash: the base model's name and the SHA-256 of its weights.
         method, settings: the adaptation method and all of its settings.
         recipe: how it was trained: dotted key of the configuration to value; ``train.precision`` is the one really used, and
-            ``auto`` where that is not known (files of the small form written before it was kept).
+            ``auto`` where that is not known (files of the small form written before it was kept). What is as in ``IMPLIED`` is
+            not there.
         data: name of the data set, with its fold or split file if there is one.
         trained_on: name of the data it was trained on where that is another, else None.
         split, level, threshold, nsd_tolerance: how it was evaluated.
@@ -138,8 +142,14 @@ class Result:
 
     @property
     def known_recipe(self) -> dict[str, Any]:
-        """The recipe without a precision that is not known: with that no two results differ."""
-        return {name: value for name, value in self.recipe.items() if (name, value) != (PRECISION, UNKNOWN_PRECISION)}
+        """The recipe without a precision that is not known: with that no two results differ; and with what is implied."""
+        said = self.full_recipe
+        return {name: value for name, value in said.items() if (name, value) != (PRECISION, UNKNOWN_PRECISION)}
+
+    @property
+    def full_recipe(self) -> dict[str, Any]:
+        """The recipe with what it implies; that of a base model as it came is empty of it."""
+        return dict(self.recipe) if self.is_zero_shot else {**IMPLIED, **self.recipe}
 
     def __str__(self) -> str:
         """For messages: data, method and seed."""

@@ -116,7 +116,7 @@ def _unknown(result: Result) -> Result:
 
 
 def _difference(one: Result, other: Result) -> str:
-    for name in ("method", "settings", "recipe", "train_level"):
+    for name in ("method", "settings", "full_recipe", "train_level"):
         a, b = getattr(one, name), getattr(other, name)
         if a == b:
             continue

@@ -202,11 +202,11 @@ def _row_keys(results: Sequence[Result]) -> dict[str, RowKey]:
         differing = {
             name
             for cell in cells.values()
-            for name in {name for result in cell for name in result.recipe}
-            if len({canonical(result.recipe.get(name)) for result in cell if not _says_nothing(result, name)}) > 1
+            for name in {name for result in cell for name in result.full_recipe}
+            if len({canonical(result.full_recipe.get(name)) for result in cell if not _says_nothing(result, name)}) > 1
         }
         for result in members:
-            chosen = {name: result.recipe.get(name) for name in sorted(differing)}
+            chosen = {name: result.full_recipe.get(name) for name in sorted(differing)}
             found[result.key] = ("plain", *group, canonical(chosen))
     return found
 
@@ -264,8 +264,8 @@ def _own_label(key: RowKey, of_key: Sequence[Result], members: Mapping[RowKey, S
         for other, others in members.items()
         if other[0] == "plain" and others[0].method == first.method and others[0].model_hash == first.model_hash
     ]
-    everything = [{**one.recipe, **one.settings} for one in siblings]
-    mine = {**first.recipe, **first.settings}
+    everything = [{**one.full_recipe, **one.settings} for one in siblings]
+    mine = {**first.full_recipe, **first.settings}
     shown = {
         name
         for values in everything

@@ -162,6 +162,8 @@ def test_differences_are_those_that_change_results(cells: list[Cell]) -> None:
         config, train=replace(config.train, lr=0.125), adapter=replace(config.adapter, settings={"parts": "vl"})
     )
     assert differences(config, other) == ["train.lr=0.125, was 0.01", "settings.parts='vl', was 'v'"]
+    rarely = replace(config, train=replace(config.train, validate_every=5))
+    assert differences(config, rarely) == ["train.validate_every=5, was 1"]  # another adapter may be the best
     assert any(
         "adapter.method" in line
         for line in differences(config, replace(config, adapter=replace(config.adapter, method="full", settings={})))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -341,6 +342,38 @@ def test_estimates_come_from_finished_runs_where_there_are_any(plan_of: Planned)
     assert gb == pytest.approx(2.2)
     assert "finished" in source
     assert [spell(value) for value in (5, 600, 7200, 300_000)] == ["5 s", "10 min", "2.0 h", "3.5 days"]
+
+
+def test_a_finished_run_that_did_not_know_of_validate_every_stays_valid(plan_of: Planned) -> None:
+    folder = run_like(plan_of(), 1)
+    text = folder.run.config_file.read_text()
+    folder.run.config_file.write_text(text.replace("  validate_every: 1\n", ""))
+    assert folder.run.config_file.read_text() != text
+    assert len(plan_of(train={"epochs": 2, "validate_every": 1}).todo) == 2
+    with pytest.raises(ConfigError, match=r"train\.validate_every=5, was 1: change it back"):
+        plan_of(train={"epochs": 2, "validate_every": 5})
+
+
+def test_estimates_count_the_epochs_that_are_validated(plan_of: Planned) -> None:
+    dense = {"settings": {"bottleneck_dim": 3}, "train": {"epochs": 40}}
+    rare = {**dense, "method": "dense", "train": {"epochs": 40, "validate_every": 20}}
+    plan = plan_of(methods={"dense": dense, "rare": rare}, seeds=[1, 2])
+    check(plan, absent_is_wrong=True)
+    often, rarely = (next(cell for cell in plan.cells if cell.method == name) for name in ("dense", "rare"))
+    counts = plan.facts.cases[often.path]
+    for name in ("dense", "rare"):
+        plan.estimator.steps["small", name] = Step(2.0, 1.0)
+    timed = [plan.estimator.seconds(cell) for cell in (often, rarely)]
+    assert timed[0] is not None
+    assert timed[1] is not None
+    assert timed[0][0] - timed[1][0] == pytest.approx((40 - 2) * counts["val"])
+
+    # From a finished run of the method that was validated otherwise: the steps are as many, the rest is less.
+    train = {"seconds": 15.0 + 100 + 400, "loop_seconds": 100.0, "epochs": 40, "cases": counts["train"]}
+    here = dataclasses.replace(rarely, method="dense")
+    plan.estimator.done = [(often, {"train": train, "evaluate": {"seconds": 0.0, "cases": 2}})]
+    assert plan.estimator.seconds(often) == (515.0, "finished")
+    assert plan.estimator.seconds(here) == (pytest.approx(15 + 100 + 400 * 2 / 40), "scaled")
 
 
 def test_what_is_evaluated_counts_and_few_runs_take_as_long_as_the_longest(plan_of: Planned) -> None:

@@ -105,6 +105,10 @@ def test_best_validation_is_read_from_the_table(tmp_path: Path) -> None:
     assert best_validation(tmp_path) is None
     (tmp_path / "metrics.csv").write_text("epoch,val_dice\n1,0.5\n2,0.75\n3,0.75\n")
     assert best_validation(tmp_path) == (0.75, 2)
+    (tmp_path / "metrics.csv").write_text("epoch,val_dice\n1,\n2,0.5\n3,\n4,0.75\n5,0.7\n")
+    assert best_validation(tmp_path) == (0.75, 4)
+    (tmp_path / "metrics.csv").write_text("epoch,val_dice\n1,\n")
+    assert best_validation(tmp_path) is None
 
 
 @pytest.mark.parametrize(

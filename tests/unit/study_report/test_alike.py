@@ -76,6 +76,14 @@ def test_what_one_run_does_not_say_is_no_difference(made: Made) -> None:
     assert seeds(kept) == [0, 2, 3]
 
 
+def test_what_an_older_run_could_not_say_is_what_it_did(made: Made) -> None:
+    rare = made(3, recipe={"train.validate_every": 5})
+    kept, left_out = trained_alike([made(1), made(2), rare])
+    assert seeds(kept) == [1, 2]
+    assert "seed 3: train.validate_every 5, the others 1." in left_out[0][1]
+    assert seeds(trained_alike([made(1), made(2, recipe={"train.validate_every": 1})])[0]) == [1, 2]
+
+
 def test_how_it_was_computed_is_no_difference(made: Made) -> None:
     odd = made(3, recipe={"train.checkpointing": True, "train.workers": 8, "train.lr": 1e-3})
     assert trained_alike([made(1), made(2), odd]) == ([made(1), made(2), odd], [])

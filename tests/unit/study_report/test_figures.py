@@ -277,6 +277,22 @@ def test_peaks_of_a_gpu_are_told_from_those_of_a_process(fake: ModuleType, tmp_p
     assert "largest peak GPU memory of a run." in text
 
 
+def test_learning_curves_join_the_epochs_that_were_validated(fake: ModuleType, tmp_path: Path) -> None:
+    fake.write_study(tmp_path, methods=("lora",), data=("isic",), seeds=(1, 2))
+    for seed, file in enumerate(sorted(tmp_path.rglob("metrics.csv"))):
+        fake.write_curve(file.parent, 0.8, epochs=14 if seed else 20, seed=seed, every=6)
+    tables, rows = numbers_of(tmp_path)
+    (curve,) = curves_of(tables[0].table).values()
+    assert curve.epochs == [6, 12, 14, 18, 20]
+    assert curve.seeds == 2
+    with style.style():
+        ((_, figure),) = lines.draw_curves(tables[0], style.looks_of(rows))
+        figure.draw_without_rendering()
+    (line,) = figure.axes[0].get_lines()
+    assert list(line.get_xdata()) == curve.epochs
+    assert np.isfinite(np.asarray(line.get_ydata(), dtype=float)).all()
+
+
 def test_two_data_sets_make_no_web(fake: ModuleType, tmp_path: Path) -> None:
     fake.write_study(tmp_path, methods=("dense_v", "dense_vlc"), data=("isic", "busi"), seeds=(1,))
     tables, _ = numbers_of(tmp_path)

@@ -66,6 +66,38 @@ def test_everything_comes_back(run: Result) -> None:
     assert back.cases == run.cases
 
 
+def test_epochs_that_were_not_validated_come_back(fake: ModuleType, tmp_path: Path) -> None:
+    path = fake.FakeRun(tmp_path / "runs/one", [0.5, 0.6], train={"validate_every": 3}).write()
+    fake.write_curve(path, 0.5, epochs=7, every=3)
+    (rare,) = find_results([tmp_path / "runs"]).results
+    (file,) = write_small([rare], tmp_path / "small")
+    back = read_small(file)
+    assert back.recipe["train.validate_every"] == 3
+    assert back.curve["epoch"] == [1, 2, 3, 4, 5, 6, 7]
+    for name in ("val_loss", "val_dice"):
+        assert [epoch for epoch, value in enumerate(back.curve[name], 1) if value is not None] == [3, 6, 7]
+    assert None not in back.curve["train_loss"]
+
+
+def test_a_result_is_the_same_before_and_after_it_could_be_validated_rarely(fake: ModuleType, tmp_path: Path) -> None:
+    made = {}
+    for name, train in (("older", {}), ("now", {"validate_every": 1}), ("rare", {"validate_every": 5})):
+        cell = {"data": "polyps", "protocol": "p", "model": "tiny", "method": "dense"}
+        fake.FakeRun(tmp_path / name, [0.5, 0.6], train=train, cell=cell).write()
+        (made[name],) = find_results([tmp_path / name]).results
+    older, now, rare = made.values()
+    assert now.identity == older.identity
+    assert "train.validate_every" not in older.recipe
+    (file,) = write_small([older], tmp_path / "small")
+    assert write_small([now], tmp_path / "small") == [file]
+    assert len(distinct([now, read_small(file)])[0]) == 1
+    assert rare.key != now.key
+    with pytest.raises(UserError, match=r"train\.validate_every is 1 in one and 5 in the other"):
+        distinct([older, rare])
+    plain = [replace(one, name="") for one in (older, rare)]
+    assert [row.label for row in arrange(plain)[1]] == ["Dense validate_every=1", "Dense validate_every=5"]
+
+
 def test_equal_results_are_equal_files_and_nothing_of_the_machine(run: Result, tmp_path: Path) -> None:
     (first,) = write_small([run], tmp_path / "a")
     (second,) = write_small([run], tmp_path / "b")
