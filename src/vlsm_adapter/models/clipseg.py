@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import nn
@@ -20,8 +20,9 @@ from vlsm_adapter.models import checkpoints
 from vlsm_adapter.models.base import PromptSegmenter, Site, TextSkip, weight_modules
 from vlsm_adapter.models.block_walk import BlockWalk
 from vlsm_adapter.models.clipseg_parts.loading import load_network
-from vlsm_adapter.models.clipseg_parts.network import CLIPSegNetwork
+from vlsm_adapter.models.clipseg_parts.network import CLIPSegNetwork, DecoderLayer
 from vlsm_adapter.models.encoder_block import encoder_block
+from vlsm_adapter.models.exact_attention import exact_attention
 from vlsm_adapter.models.features import ImageFeatures, TextFeatures
 from vlsm_adapter.models.preprocessing import Preprocessing
 from vlsm_adapter.models.prompt_tokens import Insertion, tokens_given
@@ -48,7 +49,8 @@ class CLIPSeg(PromptSegmenter):
     """CLIP ViT image encoder, CLIP text encoder, and a light transformer decoder conditioned by FiLM.
 
     Args:
-        clipseg: the modules with their weights and configuration: ours, or transformers' stock model.
+        clipseg: the modules with their weights and configuration: ours, or transformers' stock model, which stays as it
+            is: the right gradient behind FiLM (:mod:`.exact_attention`) is that of this model, not of its own ``forward``.
         preprocessing: by default CLIPSeg's own, 352 x 352 with ImageNet statistics.
         tokenizer: a CLIP-like tokenizer, or None where only token ids are passed.
         base_id: where the weights came from, for messages and adapter cards.
@@ -209,7 +211,10 @@ class CLIPSeg(PromptSegmenter):
             output = reduced if output is None else reduced + output
             if number == decoder.conditional_layer:
                 output = decoder.film_mul(condition)[:, None] * output + decoder.film_add(condition)[:, None]
-            output = layer(output, attention_mask=None)
+            if number == decoder.conditional_layer and not isinstance(layer, DecoderLayer):
+                output = _behind_film(layer, output)
+            else:
+                output = layer(output, attention_mask=None)
         assert output is not None
         patches = output[:, 1:].transpose(1, 2).unflatten(2, image.grid)  # without the class token
         logits: torch.Tensor = self.logits(_upsample(decoder.transposed_convolution, patches))
@@ -310,6 +315,19 @@ class CLIPSeg(PromptSegmenter):
         )
         model._read_from(source, state)
         return model
+
+
+def _behind_film(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Transformers' decoder block on what FiLM has multiplied, (P, T, D) to (P, T, D), with a right gradient."""
+    with exact_attention():
+        parts = cast("Any", layer)
+        if parts.training and getattr(parts, "gradient_checkpointing", False):
+            # Its own checkpointing would compute it anew outside of this context, and find other tensors kept.
+            x = parts.layer_norm1(x + parts.self_attn(x, attention_mask=None)[0])
+            output: torch.Tensor = parts.layer_norm2(x + parts.mlp(x))
+        else:
+            output = layer(x, attention_mask=None)
+        return output
 
 
 def _upsample(stack: nn.Module, patches: torch.Tensor) -> torch.Tensor:
