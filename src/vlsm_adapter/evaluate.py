@@ -47,7 +47,7 @@ from vlsm_adapter.scoring import (
     evaluate_cases,
     score_variants,
 )
-from vlsm_adapter.seen_cases import TrainedOn, compare_with_training, left_out_in_training, trained_on
+from vlsm_adapter.seen_cases import compare_with_training, left_out_in_training, trained_on, trained_on_before
 from vlsm_adapter.sensitivity import of_all_kinds
 from vlsm_adapter.types import DEFAULT_THRESHOLD, Record
 
@@ -160,7 +160,7 @@ def evaluate_run(
         variants["zero_shot"] = lambda: without_adapter(model)
     name = f"{split}-{level}" if data is None else f"{_name(cases.where)}-{split}-{level}"
     name += "" if precision == "fp32" else f"-{precision}"
-    seen = TrainedOn() if data is None else trained_on(run, records, console)
+    seen = (trained_on_before if data is None else trained_on)(run, records, console)
     job = Job(
         model=model,
         cases=cases,
@@ -181,6 +181,7 @@ def evaluate_run(
             "training_cases": compare_with_training(trained, records, split, console) if data is None else None,
             "trained_on": seen.count,
             "trained_on_before": seen.before,
+            "trained_on_known": seen.known,
             "precision": told_precision,
             "threshold_origin": origin,
             "calibration": None if calibration is None else calibration.to_dict(),

@@ -33,8 +33,9 @@ class Job:
         protocol: how cases are asked and scored.
         folder: of the result.
         skip_bad: leave unusable cases out instead of stopping.
-        about: ``run``, ``adapter``, ``training_cases``, ``trained_on`` and ``trained_on_before`` (of other data) and ``division`` (of the data, in words) of the summary; also
-            ``precision`` of the answers, ``threshold_origin`` (in words) and ``calibration`` (of the threshold, on these cases), where there are.
+        about: ``run``, ``adapter``, ``training_cases`` (of the run's own data), ``trained_on`` (of other data),
+            ``trained_on_before`` and ``trained_on_known`` (see `seen_cases.TrainedOn`) and ``division`` (of the data, in
+            words) of the summary; also ``precision`` of the answers, ``threshold_origin`` (in words) and ``calibration`` (of the threshold, on these cases), where there are.
         prober: asks probes beside the evaluation's prompt, or None.
     """
 
@@ -109,6 +110,7 @@ def summarise_evaluation(
         "training_cases": job.about["training_cases"],
         "trained_on": job.about.get("trained_on"),
         "trained_on_before": job.about.get("trained_on_before", 0),
+        "trained_on_known": job.about.get("trained_on_known"),
         **{name: summarise(found, groups=by_group) for name, found in scores.items()},
         "skipped": [asdict(case) for case in job.cases.skipped],
         "pictures": pictures,

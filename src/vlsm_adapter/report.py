@@ -267,6 +267,12 @@ def _words(summary: Mapping[str, Any]) -> list[str]:
             + ("it holds all cases" if summary["split"] == "all" else "the data has changed since training")
             + ", and the scores flatter.",
         ]
+    elif training and (before := summary.get("trained_on_before")):
+        lines += [
+            "",
+            f"**{plural(before, 'case')} of this split were trained on by the adapter that training began from**, and the "
+            "scores flatter.",
+        ]
     elif training and (training["new"] or training["gone"]):
         lines += [
             "",
@@ -276,7 +282,18 @@ def _words(summary: Mapping[str, Any]) -> list[str]:
         before = summary.get("trained_on_before") or 0
         whose = f", {before} of them by the adapter that training began from" if before else ""
         lines += ["", f"**{plural(seen, 'case')} of this data were trained on**{whose}, and the scores flatter."]
+    if summary.get("trained_on_known") is False and summary["split"] != "train":
+        lines += [
+            "",
+            "What the adapter was trained on, or the one that training began from, was not all at hand: it may have seen "
+            f"{'more' if _seen(summary) else 'some'} of these cases.",
+        ]
     return lines
+
+
+def _seen(summary: Mapping[str, Any]) -> bool:
+    training = summary.get("training_cases") or {}
+    return bool(training.get("seen_in_training") or summary.get("trained_on") or summary.get("trained_on_before"))
 
 
 def _pictures(summary: Mapping[str, Any], variants: Sequence[str]) -> list[str]:

@@ -16,6 +16,8 @@ from vlsm_adapter.resume_from import own_division, weights_hash
 from vlsm_adapter.run_folder import RunFolder
 from vlsm_adapter.types import Record, Skipped
 
+_NOT_KNOWN_BEFORE = "what the adapter was trained on that training began from is not known here: not counted"
+
 
 def left_out_in_training(trained: Mapping[str, Any], split: str, cases: Cases) -> list[Skipped]:
     """Cases of other splits that training left out after decoding them; here only headers are read of those."""
@@ -35,12 +37,15 @@ class TrainedOn:
     """How many of some cases show an image that an adapter was trained on, by the content of the images.
 
     Attributes:
-        count: all of them, of the run and of what it began from; None where nothing is known.
-        before: those of ``count`` that only adapters before it were trained on.
+        count: all of them, of the run and of what it began from; None where nothing is known, and of a run's own data, whose
+            cases are compared by their ids (:func:`compare_with_training`).
+        before: those that only adapters before it were trained on.
+        known: whether the training images of the run, and of all that it began from, were there to compare with.
     """
 
     count: int | None = None
     before: int = 0
+    known: bool = False
 
 
 def trained_on(run: RunFolder, records: Sequence[Record], console: Console) -> TrainedOn:
@@ -50,8 +55,10 @@ def trained_on(run: RunFolder, records: Sequence[Record], console: Console) -> T
     """
     digests = FileDigests()
     own, before = _own_images(run, digests), images_before(run, digests)
+    if own is None:
+        console.say("the images that the run was trained on are not here: whether it has seen these cases is not known")
     if before is None:
-        console.say("what the adapter was trained on that training began from is not known here: not counted")
+        console.say(_NOT_KNOWN_BEFORE)
     if own is None and not before:
         return TrainedOn()
     found = [digests.of(record.image) for record in records]
@@ -62,7 +69,27 @@ def trained_on(run: RunFolder, records: Sequence[Record], console: Console) -> T
     if count := by_run + earlier:
         whose = f" ({earlier} of them by the adapter that training began from)" if earlier else ""
         console.warn(f"{count} of {len(records)} cases were trained on{whose}: give data that training has not seen")
-    return TrainedOn(count, earlier)
+    return TrainedOn(count, earlier, own is not None and before is not None)
+
+
+def trained_on_before(run: RunFolder, records: Sequence[Record], console: Console) -> TrainedOn:
+    """What of cases of its own data, other than its training cases, the adapters that a run began from were trained on."""
+    digests = FileDigests()
+    before = images_before(run, digests)
+    if before is None:
+        console.say(_NOT_KNOWN_BEFORE)
+        return TrainedOn()
+    if not before:
+        return TrainedOn(known=True)
+    splits = run.data().get("splits")
+    own = set(splits.get("train", ())) if isinstance(splits, dict) else set()
+    count = sum(record.case_id not in own and digests.of(record.image) in before for record in records)
+    if count:
+        console.warn(
+            f"{count} of {len(records)} cases were trained on by the adapter that training began from: evaluate on data that "
+            "it has not seen, --data DIR"
+        )
+    return TrainedOn(before=count, known=True)
 
 
 def images_before(run: RunFolder, digests: FileDigests | None = None) -> set[bytes] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -387,6 +388,10 @@ def test_cases_of_given_data_that_were_trained_on_are_counted_and_not_shared_as_
     (run / "config.yaml").write_text((run / "config.yaml").read_text().replace(str(data), str(tmp_path / "gone")))
     folder = EvaluationFolder(evaluate_run(run, data=copy, split="all", zero_shot=False))
     assert folder.summary()["trained_on"] is None
+    assert "it may have seen some of these cases" in folder.report_file.read_text(encoding="utf-8")
+    # The first evaluation was of another folder, when the data was there.
+    again = next(one for one in gather(run).evaluations if one.data == "copy")
+    assert (again.seen, again.held_out) == (None, False)
 
 
 def test_cases_that_the_parent_was_trained_on_are_counted(
@@ -432,8 +437,32 @@ def test_cases_that_the_parent_was_trained_on_are_counted(
     shutil.rmtree(parent)
     assert seen(data) == (0, 0)
     assert "is not known here" in warned[0]
+    folder = EvaluationFolder(evaluate_run(child, data=corrected, split="test", zero_shot=False))
+    assert (folder.summary()["trained_on"], folder.summary()["trained_on_known"]) == (0, False)
+    assert "it may have seen some of these cases" in folder.report_file.read_text(encoding="utf-8")
+    own = EvaluationFolder(evaluate_run(child, zero_shot=False))
+    assert "it may have seen some of these cases" in own.report_file.read_text(encoding="utf-8")
+    (child / "metrics.csv").unlink()
+    assert [(one.seen, one.held_out) for one in gather(child).evaluations if one.split == "test"] == [(None, False)] * 2
     files.write_json(child / "data.json", {**values, "parent_images": kept})
     assert seen(data) == (2, 2)
+
+
+def test_own_cases_that_the_parent_was_trained_on_are_counted(
+    make_run: Callable[..., Path], data: Path, tmp_path: Path
+) -> None:
+    run = make_run(data, **{"adapter.resume_from": "acme/polyp", "adapter.parent": {}})
+    values = json.loads((run / "data.json").read_text())
+    (run / "metrics.csv").unlink()
+    for numbers, seen in (((0, 6, 7), 2), ((0, 1), 0)):  # 0 and 1 were trained on by the run, too
+        digests = [hashlib.sha256((data / "images" / f"{number}.png").read_bytes()).hexdigest() for number in numbers]
+        files.write_json(run / "data.json", {**values, "parent_images": digests})
+        folder = EvaluationFolder(evaluate_run(run, zero_shot=False))
+        (one,) = gather(run).evaluations
+        assert (one.seen, one.held_out) == (seen, not seen)
+        report = folder.report_file.read_text(encoding="utf-8")
+        assert ("**2 cases of this split were trained on by the adapter" in report) == bool(seen)
+        assert "may have seen" not in report
 
 
 # -- a base model alone --------------------------------------------------------------------------------------------------

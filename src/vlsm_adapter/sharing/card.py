@@ -275,6 +275,7 @@ def _scores(facts: Facts) -> list[str]:
                 else []
             ),
             *(["", f"**{one.seen} of these cases were trained on: these scores flatter.**"] if one.seen else []),
+            *(["", "Whether some of these cases were trained on is not known."] if one.seen is None else []),
             "",
         ]
     return lines
@@ -289,7 +290,7 @@ def _limits(facts: Facts) -> list[str]:
         "The scores are those of one training with one seed; another seed gives others.",
     ]
     if not any(one.held_out for one in facts.evaluations):
-        limits.append("No score on cases held out from training is recorded.")
+        limits.append("No score on cases known to be held out from training is recorded.")
     elif not any(one.held_out and not one.own_data for one in facts.evaluations):
         limits.append("No score on data of another hospital or device is recorded: expect lower ones there.")
     limits += [

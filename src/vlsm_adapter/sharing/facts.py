@@ -33,7 +33,7 @@ class Evaluation:
         cases: distinct cases; ``prompts`` different texts; ``left_out`` unusable cases.
         resampled: ``"case"`` or ``"group"``; ``confidence`` coverage of the intervals.
         leaks: the words were drawn from the ground truth.
-        seen: cases that were trained on, or None where not known.
+        seen: cases that were trained on; None where none was found, but not all that was trained on could be compared.
         own_data: the data is that of the training, or shares cases with it.
         base_parameters: of the base model.
         metrics: metric to its statistics, as ``metrics.summarise`` gives them; ``zero_shot`` those of the base model on the
@@ -69,7 +69,7 @@ class Evaluation:
     @property
     def held_out(self) -> bool:
         """Whether the scores speak for cases never seen, asked with words that do not flatter."""
-        return self.split in ("test", "all") and not self.leaks and not self.seen
+        return self.split in ("test", "all") and not self.leaks and self.seen == 0
 
 
 @dataclass(frozen=True)
@@ -177,16 +177,34 @@ def _evaluations(run: RunFolder, manifest: AdapterManifest) -> tuple[list[Evalua
             left_out.append(f"{file.parent}: older than the weights; run 'vlsm evaluate' again to have it in the card")
         else:
             try:
-                found.append(_evaluation(summary, run.config().data.path))
+                found.append(_evaluation(summary, run.config().data.path, _compared_before(summary, run)))
             except (KeyError, TypeError, ValueError) as error:
                 raise UserError(f"{file}: damaged ({error!r}); run 'vlsm evaluate' again") from error
     return found, left_out
 
 
-def _evaluation(summary: Mapping[str, Any], own: str) -> Evaluation:
+def _compared_before(summary: Mapping[str, Any], run: RunFolder) -> bool:
+    """Whether an evaluation that does not say it itself (of an earlier version) counted all that was trained on.
+
+    Cases of the run's own data were not compared with what the adapter had seen that training began from.
+    """
+    if run.config().adapter.resume_from is None:
+        return True
+    return summary.get("training_cases") is None and isinstance(run.data().get("parent_images"), list)
+
+
+def _evaluation(summary: Mapping[str, Any], own: str, compared: bool = True) -> Evaluation:
+    """Of a summary.
+
+    Args:
+        own: data folder of the run.
+        compared: whether all that was trained on was compared, where the summary does not say it.
+    """
     adapter, data = summary["adapter"], summary["data"]
     training, elsewhere = summary.get("training_cases"), summary.get("trained_on")
-    seen = elsewhere if training is None else training["seen_in_training"]
+    before = int(summary.get("trained_on_before") or 0)
+    seen = elsewhere if training is None else training["seen_in_training"] + before
+    known = summary.get("trained_on_known")
     for about in adapter["metrics"].values():
         _ = about["display_name"], about["unit"], about["mean"], about["ci_low"], about["ci_high"]
     return Evaluation(
@@ -203,7 +221,7 @@ def _evaluation(summary: Mapping[str, Any], own: str) -> Evaluation:
         resampled=str(adapter["bootstrap"]["resampled"]),
         confidence=float(adapter["bootstrap"]["confidence"]),
         leaks=bool(summary["prompts"]["leaks"]),
-        seen=None if seen is None else int(seen),
+        seen=int(seen) if seen or (seen == 0 and (compared if known is None else known)) else None,
         own_data=training is not None or bool(seen) or Path(data["path"]).resolve() == Path(own).resolve(),
         base_parameters=summary["base"].get("parameters"),
         metrics=adapter["metrics"],
