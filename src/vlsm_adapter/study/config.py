@@ -7,7 +7,7 @@ file.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from vlsm_adapter.adapters import ADAPTERS
+from vlsm_adapter.errors import ConfigError
 from vlsm_adapter.study.ranges import SAMPLERS, Range
 
 AXES = ("data", "models", "protocols", "fractions", "seeds")
@@ -132,6 +133,11 @@ class Study:
         from vlsm_adapter.study.reader import load_study
 
         return load_study(file)
+
+    def error(self, problems: Iterable[str]) -> ConfigError:
+        """To raise for what is wrong with the study: each problem once, on a line that names the file it was read from."""
+        said_by = "" if self.file is None else f"{self.file}: "
+        return ConfigError("\n".join(f"{said_by}{problem}" for problem in dict.fromkeys(problems)))
 
     def to_yaml(self) -> str:
         """The study with all defaults and variants written out; reads back to an equal one."""

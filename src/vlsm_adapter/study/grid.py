@@ -98,8 +98,7 @@ def expand(study: Study, chosen: Mapping[Group, Mapping[str, Any]] | None = None
                 cells.append(Cell(*where, *place, config, method.trains))
     problems += _contradictions(study, cells, had_problems=bool(problems))
     if problems:
-        said_by = "" if study.file is None else f"{study.file}: "
-        raise ConfigError("\n".join(f"{said_by}{problem}" for problem in dict.fromkeys(problems)))
+        raise study.error(problems)
     return cells
 
 

@@ -132,7 +132,7 @@ def check(plan: Plan, *, absent_is_wrong: bool, probe: Probe | None = None) -> N
     """Try the grid on data and models.
 
     Raises:
-        ConfigError: everything that is wrong, a line each.
+        ConfigError: everything that is wrong, a line each that names the study's file.
     """
     cells = plan.selected if probe is not None else plan.todo
     plan.facts = check_cells(cells, plan.study.evaluate, absent_is_wrong=absent_is_wrong, probe=probe)
@@ -145,7 +145,7 @@ def check(plan: Plan, *, absent_is_wrong: bool, probe: Probe | None = None) -> N
             plan.facts.problems.append(f"search.fraction, data.{data}: {error}")
     plan.facts.problems = list(dict.fromkeys(plan.facts.problems))
     if plan.facts.problems:
-        raise ConfigError("\n".join(plan.facts.problems))
+        raise plan.study.error(plan.facts.problems)
     evaluation = plan.study.evaluate
     plan.estimator.facts = plan.facts
     plan.estimator.splits = evaluation.splits

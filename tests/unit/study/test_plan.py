@@ -302,6 +302,10 @@ def test_everything_wrong_with_data_and_models_is_told_at_once(
     facts = check_cells(plan.cells, plan.study.evaluate, absent_is_wrong=False)
     assert any("no/such/folder" in line for line in facts.absent)
     assert not any("no/such/folder" in line for line in facts.problems)
+    # What is raised names the file in every line, as the reader of the file does.
+    with pytest.raises(ConfigError) as caught:
+        check(plan, absent_is_wrong=True)
+    assert str(caught.value).splitlines() == [f"{tmp_path / 'study.yaml'}: {line}" for line in told]
 
 
 def test_a_method_that_cannot_attach_says_which_site_is_missing(
