@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from vlsm_adapter.data.entries import Entry, parse_json, read_text, unsafe_name
+from vlsm_adapter.data.spellings import Spellings, folders_like, only
 from vlsm_adapter.data.splits import SPLITS
 from vlsm_adapter.errors import DataError
 from vlsm_adapter.types import Skipped
@@ -113,28 +114,28 @@ def read_manifest(path: Path, collector: Collector) -> None:
     Keys: ``image`` (required), ``mask``, ``prompts`` or ``text``, ``case_id``, ``split``, ``group``, ``spacing``,
     ``mask_value``, ``leak_free``; others are ignored. File names are relative to the manifest's folder.
     """
-    root = path.parent.resolve()
+    root, spellings = path.parent.resolve(), Spellings()
     # Not splitlines(): it also breaks at characters that may stand inside a JSON text.
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             collector.add(
                 f"line {number}",
                 str(path),
-                lambda n=number, text=line: _manifest_draft(path, root, n, text),  # type: ignore[misc]
-                lambda n=number, text=line: _manifest_outline(path, root, n, text),  # type: ignore[misc]
+                lambda n=number, text=line: _manifest_draft(path, root, spellings, n, text),  # type: ignore[misc]
+                lambda n=number, text=line: _manifest_outline(path, root, spellings, n, text),  # type: ignore[misc]
             )
 
 
-def _manifest_draft(path: Path, root: Path, number: int, line: str) -> Draft:
+def _manifest_draft(path: Path, root: Path, spellings: Spellings, number: int, line: str) -> Draft:
     where = f"{path}: line {number}"
     entry = Entry.of(parse_json(line, where), where, root)
     image = entry.needed_file_name("image")
     mask = entry.file_name("mask")
     return Draft(
         where=where,
-        image=entry.inside("image", root / image),
+        image=_on_disk(entry, spellings, "image", root, image),
         image_name=_without_first(image, IMAGE_FOLDERS),
-        mask=entry.inside("mask", root / mask) if mask else None,
+        mask=_on_disk(entry, spellings, "mask", root, mask) if mask else None,
         mask_name=_without_first(mask, MASK_FOLDERS) if mask else None,
         split=entry.split(),
         case_id=entry.case_id(),
@@ -146,7 +147,7 @@ def _manifest_draft(path: Path, root: Path, number: int, line: str) -> Draft:
     )
 
 
-def _manifest_outline(path: Path, root: Path, number: int, line: str) -> Draft:
+def _manifest_outline(path: Path, root: Path, spellings: Spellings, number: int, line: str) -> Draft:
     where = f"{path}: line {number}"
     entry = Entry.of(parse_json(line, where), where, root)
     case_id, image = _sound(entry.case_id), _sound(lambda: entry.file_name("image"))
@@ -156,9 +157,9 @@ def _manifest_outline(path: Path, root: Path, number: int, line: str) -> Draft:
         raise DataError(f"{where}: names no case")
     return Draft(
         where=where,
-        image=_sound(lambda: entry.inside("image", root / name)) or root / name,
+        image=_sound(lambda: _on_disk(entry, spellings, "image", root, name)) or root / name,
         image_name=_without_first(name, IMAGE_FOLDERS),
-        mask=_sound(lambda: entry.inside("mask", root / mask)) if mask else None,
+        mask=_sound(lambda: _on_disk(entry, spellings, "mask", root, mask)) if mask else None,
         mask_name=_without_first(mask, MASK_FOLDERS) if mask else None,
         split=_sound(entry.split),
         case_id=case_id,
@@ -171,12 +172,12 @@ def read_published(root: Path, collector: Collector) -> None:
     """``anns/{train,val,test}.json``, each a list of ``{"img_name", "mask_name", "prompts": {"p0": "", "p1": ...}}``.
 
     Not every split need be there. ``img_name`` is looked for in ``images/`` and, as CAMUS has it, in
-    ``images/train`` (train and val) or ``images/test``; ``mask_name`` likewise in ``masks/``.
+    ``images/train`` (train and val) or ``images/test``; ``mask_name`` likewise in ``masks/``. Folders may be in capitals.
     """
-    found = [(split, file) for split in SPLITS if (file := root / "anns" / f"{split}.json").is_file()]
+    found, spellings = published_lists(root), Spellings()
     if not found:
         raise DataError(f"{root / 'anns'}: holds none of train.json, val.json, test.json: at least one is needed")
-    for split, file in found:
+    for split, file in found.items():
         entries = parse_json(read_text(file), str(file))
         if not isinstance(entries, list):
             raise DataError(f"{file}: must be a list of entries with img_name, mask_name and prompts")
@@ -186,18 +187,18 @@ def read_published(root: Path, collector: Collector) -> None:
             collector.add(
                 name,
                 str(file),
-                lambda f=file, s=split, n=number, v=value: _published_draft(root, f, s, n, v),  # type: ignore[misc]
-                lambda f=file, s=split, n=number, v=value: _published_outline(root, f, s, n, v),  # type: ignore[misc]
+                lambda f=file, s=split, n=number, v=value: _published_draft(root, spellings, f, s, n, v),  # type: ignore[misc]
+                lambda f=file, s=split, n=number, v=value: _published_outline(root, spellings, f, s, n, v),  # type: ignore[misc]
             )
 
 
-def _published_draft(root: Path, file: Path, split: str, number: int, value: object) -> Draft:
+def _published_draft(root: Path, spellings: Spellings, file: Path, split: str, number: int, value: object) -> Draft:
     where = f"{file}: entry {number}"
     entry = Entry.of(value, where, root)
     image = entry.needed_file_name("img_name")
     mask = entry.file_name("mask_name")
-    image_path, image_name = _find(entry, "img_name", "images", image, split)
-    mask_path, mask_name = _find(entry, "mask_name", "masks", mask, split) if mask else (None, None)
+    image_path, image_name = _find(entry, spellings, "img_name", "images", image, split)
+    mask_path, mask_name = _find(entry, spellings, "mask_name", "masks", mask, split) if mask else (None, None)
     return Draft(
         where=where,
         image=image_path,
@@ -212,16 +213,16 @@ def _published_draft(root: Path, file: Path, split: str, number: int, value: obj
     )
 
 
-def _published_outline(root: Path, file: Path, split: str, number: int, value: object) -> Draft:
+def _published_outline(root: Path, spellings: Spellings, file: Path, split: str, number: int, value: object) -> Draft:
     where = f"{file}: entry {number}"
     entry = Entry.of(value, where, root)
     name = entry.needed_file_name("img_name")
-    image, image_name = _sound(lambda: _find(entry, "img_name", "images", name, split)) or (
+    image, image_name = _sound(lambda: _find(entry, spellings, "img_name", "images", name, split)) or (
         root / "images" / name,
         name,
     )
     mask = _sound(lambda: entry.file_name("mask_name"))
-    found = _sound(lambda: _find(entry, "mask_name", "masks", mask, split)) if mask else None
+    found = _sound(lambda: _find(entry, spellings, "mask_name", "masks", mask, split)) if mask else None
     return Draft(
         where=where,
         image=image,
@@ -234,14 +235,41 @@ def _published_outline(root: Path, file: Path, split: str, number: int, value: o
     )
 
 
-def _find(entry: Entry, key: str, folder: str, name: str, split: str) -> tuple[Path, str]:
+def published_lists(root: Path) -> dict[str, Path]:
+    """Split to ``anns/SPLIT.json``, of those that are there; the folder may be in capitals.
+
+    Raises:
+        DataError: two such folders hold lists, neither called ``anns``.
+    """
+
+    def lists(folder: Path) -> dict[str, Path]:
+        return {split: file for split in SPLITS if _is_file(file := folder / f"{split}.json")}
+
+    if (root / "anns").is_dir():
+        return lists(root / "anns")
+    found = [folder for folder in folders_like(root, ["anns"]).get("anns", []) if lists(folder)]
+    return lists(only(found)) if found else {}
+
+
+def _on_disk(entry: Entry, spellings: Spellings, key: str, base: Path, name: str) -> Path:
+    """The file called ``name`` in ``base``, in whichever of Unicode's forms, absolute."""
+    try:
+        path = spellings.file(base, name)
+    except DataError as error:
+        entry.fail(key, str(error))
+    return entry.inside(key, path)
+
+
+def _find(entry: Entry, spellings: Spellings, key: str, folder: str, name: str, split: str) -> tuple[Path, str]:
     """The file called ``name`` (absolute) and its name below ``folder``; the plain place if it is nowhere."""
-    names = [name, *(f"{sub}/{name}" for sub in _SUBFOLDERS[split])]
-    for candidate in names:
-        path = entry.inside(key, entry.root / folder / candidate)
-        if _is_file(path):
-            return path, candidate
-    return entry.inside(key, entry.root / folder / name), name
+    base = spellings.folder(entry.root, folder)
+    for exact in (True, False):  # what is called so, before what is called so in another of Unicode's forms
+        for sub in ("", *_SUBFOLDERS[split]):
+            place = spellings.folder(base, sub) if sub else base
+            path = entry.inside(key, place / name) if exact else _on_disk(entry, spellings, key, place, name)
+            if _is_file(path):
+                return path, f"{sub}/{name}" if sub else name
+    return entry.inside(key, base / name), name
 
 
 def image_files(folder: Path, *, deep: bool = True) -> Iterator[Path]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from vlsm_adapter.data.entries import id_part, shown
 from vlsm_adapter.data.layouts import IMAGE_SUFFIXES, Draft
+from vlsm_adapter.data.spellings import composed
 from vlsm_adapter.errors import DataError
 from vlsm_adapter.types import Record, Skipped
 
@@ -222,7 +222,7 @@ def _stem_id(name: str) -> str:
 
 
 def _id(name: str) -> str:
-    return id_part(unicodedata.normalize("NFC", name))
+    return id_part(composed(name))
 
 
 def _digest(text: str, size: int) -> str:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shlex
-import unicodedata
-from collections.abc import Iterable
 from pathlib import Path
 
 from vlsm_adapter.data.entries import Entry, shown, unsafe_name
@@ -20,6 +17,7 @@ from vlsm_adapter.data.layouts import (
     image_files,
     natural_key,
 )
+from vlsm_adapter.data.spellings import composed, folders_like, only
 from vlsm_adapter.errors import DataError
 
 log = logging.getLogger("vlsm_adapter.data")
@@ -36,41 +34,17 @@ def plain_folders(root: Path) -> list[tuple[Path, Path, str | None]]:
         DataError: two folders of one name but for capitals.
     """
     pairs: list[tuple[Path, Path, str | None]] = []
-    parts = _folders(root, SPLIT_WORDS)
+    parts = folders_like(root, SPLIT_WORDS)
     for base, split in [
         (root, None),
-        *((_only(parts[name]), split) for name, split in SPLIT_WORDS.items() if name in parts),
+        *((only(parts[name]), split) for name, split in SPLIT_WORDS.items() if name in parts),
     ]:
-        found = _folders(base, (*IMAGE_FOLDERS, *MASK_FOLDERS))
+        found = folders_like(base, (*IMAGE_FOLDERS, *MASK_FOLDERS))
         images = next((found[name] for name in IMAGE_FOLDERS if name in found), None)
         masks = next((found[name] for name in MASK_FOLDERS if name in found), None)
         if images and masks:
-            pairs.append((_only(images), _only(masks), split))
+            pairs.append((only(images), only(masks), split))
     return pairs
-
-
-def _folders(base: Path, names: Iterable[str]) -> dict[str, list[Path]]:
-    """Those of ``names``, in lower case, that are folders in ``base``, whatever their capitals."""
-    found: dict[str, list[Path]] = {}
-    wanted = frozenset(names)
-    try:
-        with os.scandir(base) as entries:
-            here = sorted(entry.name for entry in entries if entry.name.lower() in wanted and entry.is_dir())
-    except OSError:
-        return {}
-    for name in here:
-        found.setdefault(name.lower(), []).append(base / name)
-    return found
-
-
-def _only(folders: list[Path]) -> Path:
-    """The one folder of a name that is to be read."""
-    if len(folders) > 1:
-        one, other = folders[:2]
-        raise DataError(
-            f"{one.parent}: holds {one.name}/ and {other.name}/, of which one can be meant: join or rename one of them"
-        )
-    return folders[0]
 
 
 def read_plain(root: Path, prompt: str, collector: Collector) -> None:
@@ -83,14 +57,14 @@ def read_plain(root: Path, prompt: str, collector: Collector) -> None:
         pair_folders(root, images, list(image_files(images)), masks, list(image_files(masks)), split, prompt, collector)
     if not plain_folders(root):
         files = list(image_files(root, deep=False))
-        stems = {_composed(path.stem) for path in files}
+        stems = {composed(path.stem) for path in files}
         # a_seg_1.png is a further mask of a.png, but an image where it has a mask itself.
         own = {MASK_ENDING.sub("", stem) for stem in stems if MASK_ENDING.search(stem)}
         masks_here = [
             path
             for path in files
             if MASK_ENDING.search(path.stem)
-            or ((stem := _composed(path.stem)) not in own and _image_of_further(stem) in stems)
+            or ((stem := composed(path.stem)) not in own and _image_of_further(stem) in stems)
         ]
         images_here = sorted(set(files) - set(masks_here), key=natural_key)
         pair_folders(root, root, images_here, root, masks_here, None, prompt, collector)
@@ -105,13 +79,8 @@ def _image_of_further(stem: str) -> str | None:
 def has_flat_pairs(root: Path) -> bool:
     """Whether ``root`` itself holds ``X.png`` beside ``X_mask.png``."""
     files = list(image_files(root, deep=False))
-    stems = {_composed(path.stem) for path in files}
-    return any(MASK_ENDING.sub("", _composed(path.stem)) in stems for path in files if MASK_ENDING.search(path.stem))
-
-
-def _composed(name: str) -> str:
-    """``name`` in Unicode's composed form (NFC): macOS writes an umlaut as two characters, other systems as one."""
-    return unicodedata.normalize("NFC", name)
+    stems = {composed(path.stem) for path in files}
+    return any(MASK_ENDING.sub("", composed(path.stem)) in stems for path in files if MASK_ENDING.search(path.stem))
 
 
 def pair_folders(
@@ -127,7 +96,7 @@ def pair_folders(
     """Add a draft for each of ``images`` (below ``image_root``) with its mask; see ``read_plain``. None leaves ``root``."""
 
     def key(path: Path, base: Path) -> str:
-        return _composed(path.relative_to(base).with_suffix("").as_posix())
+        return composed(path.relative_to(base).with_suffix("").as_posix())
 
     stems = {key(image, image_root) for image in images}
     by_stem: dict[str, list[Path]] = {}
@@ -187,9 +156,9 @@ def pair_folders(
     for image in images:
         name = image.relative_to(image_root).as_posix()
         collector.add(image.stem, str(image), lambda path=image: draft(path), lambda name=name: outline(name))  # type: ignore[misc]
-    lowered = {_composed(image.stem).lower() for image in images}
+    lowered = {composed(image.stem).lower() for image in images}
     for mask in masks:
-        stem = _composed(mask.stem).lower()
+        stem = composed(mask.stem).lower()
         if mask not in used and not {stem, MASK_ENDING.sub("", stem)} & lowered:
             # The image may be added, of whatever format: the id is that of its stem.
             name = f"{MASK_ENDING.sub('', key(mask, mask_root))}.png"

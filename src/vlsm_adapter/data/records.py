@@ -25,6 +25,7 @@ from vlsm_adapter.data.layouts import (
     Collector,
     image_files,
     natural_key,
+    published_lists,
     read_manifest,
     read_published,
 )
@@ -135,7 +136,7 @@ def read_layout(root: Path, prompt: str | None, collector: Collector) -> None:
             return read_manifest(root / name, collector)
     if (root / "records.jsonl.partial").is_file():
         raise DataError(f"{root}: its preparation was stopped: give the command that makes it once more, it goes on")
-    if (root / "anns").is_dir():
+    if (root / "anns").is_dir() or published_lists(root):
         return read_published(root, collector)
     if plain_folders(root) or has_flat_pairs(root):
         if prompt is None:

@@ -254,6 +254,96 @@ def test_names_pair_however_accents_are_written(tmp_path: Path, one: Any, other:
     assert [record.case_id for record in records] == [name]
 
 
+FORMS = [("NFC", "NFD"), ("NFD", "NFC")]
+
+
+def form(name: Any, text: str) -> str:
+    return unicodedata.normalize(name, text)
+
+
+def unicode_matters(folder: Path) -> None:
+    (folder / form("NFC", "\u00e9")).mkdir(parents=True)
+    if (folder / form("NFD", "\u00e9")).exists():
+        pytest.skip("forms of Unicode do not matter on this disc")
+
+
+@pytest.mark.parametrize(("listed", "stored"), FORMS)
+def test_a_manifest_finds_files_however_accents_are_written(tmp_path: Path, listed: str, stored: str) -> None:
+    names = ["Klinik K\u00f6ln/M\u00fcller.png", "masks/M\u00fcller.png"]
+    put(tmp_path / form(stored, names[0]))
+    put(tmp_path / form(stored, names[1]), mask=True)
+    row = {"image": form(listed, names[0]), "mask": form(listed, names[1]), "text": "cell"}
+    (record,) = load_records(manifest(tmp_path, row))[0]
+    assert record.case_id == "Klinik K\u00f6ln__M\u00fcller"
+    assert record.image == (tmp_path / form(stored, names[0])).resolve()
+    assert record.mask == (tmp_path / form(stored, names[1])).resolve()
+
+
+@pytest.mark.parametrize(("listed", "stored"), FORMS)
+@pytest.mark.parametrize("sub", ["", "train/"])
+def test_the_published_layout_finds_files_however_accents_are_written(
+    tmp_path: Path, listed: str, stored: str, sub: str
+) -> None:
+    put(tmp_path / "images" / sub / form(stored, "M\u00fcller.png"))
+    put(tmp_path / "masks" / sub / form(stored, "M\u00fcller.png"), mask=True)
+    name = form(listed, "M\u00fcller.png")
+    (tmp_path / "anns").mkdir()
+    (tmp_path / "anns" / "train.json").write_text(
+        json.dumps([{"img_name": name, "mask_name": name, "prompts": PROMPTS}])
+    )
+    (record,) = load_records(tmp_path)[0]
+    assert record.case_id == f"{sub.replace('/', '__')}M\u00fcller"
+    assert record.image.is_file()
+    assert record.mask is not None
+    assert record.mask.is_file()
+
+
+def test_a_name_as_it_is_listed_comes_before_its_other_form(tmp_path: Path) -> None:
+    unicode_matters(tmp_path / "try")
+    for name, size in (("NFC", (12, 8)), ("NFD", (14, 9))):
+        put(tmp_path / form(name, "\u00e9.png"), size)
+        put(tmp_path / form(name, "\u00e9_mask.png"), size, mask=True)
+    rows = [
+        {"image": form(name, "\u00e9.png"), "mask": form(name, "\u00e9_mask.png"), "text": "cell", "case_id": name}
+        for name in ("NFC", "NFD")
+    ]
+    for record in load_records(manifest(tmp_path, *rows))[0]:
+        assert record.image.name == form(record.case_id, "\u00e9.png")
+        assert record.mask is not None
+        assert record.mask.name == form(record.case_id, "\u00e9_mask.png")
+
+
+def test_two_files_that_a_name_may_mean_are_told(tmp_path: Path) -> None:
+    unicode_matters(tmp_path / "try")
+    for name in ("NFC", "NFD"):
+        put(tmp_path / form(name, "\u00e9\u00e9.png"))
+    row = {"image": "e\u0301\u00e9.png", "text": "cell"}  # in neither form
+    said = refused(manifest(tmp_path, row), "line 1, 'image'", r"'\xe9\xe9.png'", r"'e\u0301e\u0301.png'", "rename one")
+    assert str(tmp_path) in said
+
+
+@pytest.mark.parametrize("folders", [("Images", "Masks", "anns"), ("IMAGES", "MASKS", "ANNS")])
+@pytest.mark.parametrize("sub", ["", "Train"])
+def test_published_layout_in_capitals(tmp_path: Path, folders: tuple[str, str, str], sub: str) -> None:
+    published(tmp_path, {"train": 3}, images=f"{folders[0]}/{sub}", masks=f"{folders[1]}/{sub}")
+    (tmp_path / "anns").rename(tmp_path / folders[2])
+    records, _ = load_records(tmp_path)
+    assert sorted(record.case_id for record in records) == [
+        f"{'train__' if sub else ''}train{number}" for number in range(3)
+    ]
+    assert all(record.image.is_file() and record.mask and record.mask.is_file() for record in records)
+
+
+def test_published_folders_that_differ_in_capitals(tmp_path: Path) -> None:
+    published(tmp_path, {"train": 2}, images="Images")
+    (tmp_path / "IMAGES").mkdir(exist_ok=True)
+    if len(list(tmp_path.iterdir())) < 4:
+        pytest.skip("capitals do not matter on this disc")
+    refused(tmp_path, "holds IMAGES/ and Images/", "rename one of them")
+    published(tmp_path, {"train": 2})  # as it is called, it is meant
+    assert all(record.image.parent.name == "images" for record in load_records(tmp_path)[0])
+
+
 @pytest.mark.parametrize("base", ["", "Train"])
 def test_folders_in_capitals(tmp_path: Path, base: str) -> None:
     put(tmp_path / base / "Images" / "a.png")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,9 +18,10 @@ from typing import Any
 from vlsm_adapter.data.audit.findings import Evidence, Finding, plural
 from vlsm_adapter.data.describing.prompt_file import PromptFile
 from vlsm_adapter.data.entries import Entry, parse_json, read_text, real_folder, unsafe_name
-from vlsm_adapter.data.layouts import Collector, Draft
+from vlsm_adapter.data.layouts import Collector, Draft, published_lists
 from vlsm_adapter.data.naming import finish
 from vlsm_adapter.data.records import read_layout
+from vlsm_adapter.data.spellings import Spellings, composed
 from vlsm_adapter.data.splits import SPLITS
 from vlsm_adapter.errors import DataError
 from vlsm_adapter.types import Record
@@ -97,10 +97,11 @@ def read_data(path: str | Path, prompt: str | None = None) -> list[DataSet]:
     if root.is_dir():
         if _lists(root):
             return [_read_annotations(root, _lists(root), root.name)]
-        if _lists(root / "anns") and not (root / "images").is_dir():
-            return [_read_annotations(root, _lists(root / "anns"), root.name)]
+        published = published_lists(root)
+        if published and not Spellings().folder(root, "images").is_dir():
+            return [_read_annotations(root, published, root.name)]
         below = sorted(folder for folder in root.iterdir() if folder.is_dir() and _lists(folder))
-        if below and not (root / "anns").is_dir():
+        if below and not published and not (root / "anns").is_dir():
             return [_read_annotations(folder, _lists(folder), folder.name) for folder in below]
     words = PromptFile.open(root)
     if words is not None:
@@ -108,7 +109,7 @@ def read_data(path: str | Path, prompt: str | None = None) -> list[DataSet]:
     collector = Collector(skip_bad=True)
     read_layout(root, prompt or _UNSAID, collector)
     name = root.parent.name if root.is_file() else root.name
-    boxes = _boxes(_lists(root / "anns")) if root.is_dir() else {}
+    boxes = _boxes(published_lists(root)) if root.is_dir() else {}
     data = _finish(name, root, collector, prompt, boxes)
     if words is not None:
         known = [case for case in data.cases if case.id in words.prompts]
@@ -317,5 +318,5 @@ def _last(name: str | None) -> str | None:
 
 
 def _id(name: str) -> str:
-    name = unicodedata.normalize("NFC", name)
+    name = composed(name)
     return name.rpartition(".")[0].replace("/", "__") or name

@@ -9,7 +9,7 @@ from vlsm_adapter.data.digests import digest_of_files
 from vlsm_adapter.data.entries import real_folder
 from vlsm_adapter.data.importing.base import Plan, record_items, skipped_items
 from vlsm_adapter.data.importing.options import Options
-from vlsm_adapter.data.layouts import MANIFESTS, Collector, image_files
+from vlsm_adapter.data.layouts import MANIFESTS, Collector, image_files, published_lists
 from vlsm_adapter.data.naming import finish
 from vlsm_adapter.data.plain import has_flat_pairs, pair_folders, plain_folders
 from vlsm_adapter.data.records import read_layout
@@ -28,7 +28,7 @@ def has_pairs(path: Path, options: Options) -> bool:
         return False
     if options.masks is not None and options.masks.is_dir():
         return next(image_files(options.images or path), None) is not None
-    if any((path / name).is_file() for name in MANIFESTS) or _published(path):
+    if any((path / name).is_file() for name in MANIFESTS) or published_lists(path):
         return True
     found = any(next(image_files(images), None) is not None for images, _, _ in plain_folders(path))
     return found or has_flat_pairs(path)
@@ -102,7 +102,3 @@ def _refuse_links_out(collector: Collector, images: Path, masks: Path) -> None:
                 raise DataError(
                     f"{draft.where}: a link leads to {file}, out of {folder}: copy the file into the folder"
                 )
-
-
-def _published(path: Path) -> bool:
-    return any((path / "anns" / f"{split}.json").is_file() for split in ("train", "val", "test"))

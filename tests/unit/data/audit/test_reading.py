@@ -46,6 +46,17 @@ def test_published_folder_keeps_its_splits(folder: Callable[..., Path], picture:
     assert data.findings == []
 
 
+def test_published_folders_in_capitals_have_their_images(
+    folder: Callable[..., Path], picture: Any, round_mask: Any
+) -> None:
+    root = folder({"train": [("a", picture(1), round_mask(), POLYP)]})
+    for name in ("images", "masks", "anns"):
+        (root / name).rename(root / name.capitalize())
+    (data,) = read_data(root)
+    assert data.with_images
+    assert [case.record.image.is_file() for case in data.cases] == [True]
+
+
 def test_annotations_alone(tmp_path: Path) -> None:
     root = lists(
         tmp_path / "set", train=[entry("a.png", bbox=[1, 2, 30, 40])], test=[entry("b.png", bbox=[1, 2, True, 4])]
