@@ -319,7 +319,7 @@ def adapter_folder(path: str | Path) -> Path:
         raise AdapterError(f"{folder}: no such folder; give a run that 'vlsm train' made, or an adapter folder")
     if run.config_file.is_file():
         raise AdapterError(
-            f"{folder}: the run has no adapter yet, its first epoch is not done; continue it with: "
+            f"{folder}: the run has no adapter yet, no epoch of it was validated; continue it with: "
             f"vlsm train --resume {folder}"
         )
     raise AdapterError(

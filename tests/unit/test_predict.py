@@ -242,7 +242,7 @@ def test_a_folder_without_adapter_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="neither an adapter folder"):
         Predictor.load(tmp_path)
     (tmp_path / "config.yaml").write_text("data: {path: x}\n")
-    with pytest.raises(AdapterError, match=r"first epoch is not done.*--resume"):
+    with pytest.raises(AdapterError, match=r"no epoch of it was validated.*--resume"):
         Predictor.load(tmp_path)
 
 
