@@ -52,14 +52,15 @@ def cris_from_published(
     from vlsm_adapter.models import checkpoints, saving
     from vlsm_adapter.models.clip_blocks import from_openai_names
     from vlsm_adapter.models.cris import CRIS, CRISConfig
+    from vlsm_adapter.models.sizes import check_sizes
 
     folder: Path | None = None
     if isinstance(config, Mapping):
-        values = config
+        values, told = config, "config"
     else:
         path = Path(config)
         path = path / "config.json" if path.is_dir() else path
-        values, folder = read_sizes(path, "CRIS"), path.parent
+        values, folder, told = read_sizes(path, "CRIS"), path.parent, str(path)
     sizes = CRISConfig.from_dict(values, padding)
     source = str(state_dict) if isinstance(state_dict, (str, Path)) else "state_dict"
     given = read_published(state_dict) if isinstance(state_dict, (str, Path)) else dict(state_dict)
@@ -68,6 +69,7 @@ def cris_from_published(
         if not (isinstance(key, str) and isinstance(tensor, torch.Tensor)):
             raise ModelError(f"{source}: {key!r} is no tensor by name; give the 'state_dict' of the checkpoint")
         tensors[key] = tensor.detach()
+    check_sizes(sizes.in_weights(), tensors, told, source)
     # In the published names, so that a message names what the user has.
     saving.check_tensors(tensors, published_shapes(sizes), source)
     with torch.device("meta"):

@@ -70,6 +70,7 @@ def san_from_published(
     from vlsm_adapter.models import checkpoints, saving
     from vlsm_adapter.models.clip_blocks import from_openai_names
     from vlsm_adapter.models.san import SAN, Background, SANConfig
+    from vlsm_adapter.models.sizes import check_sizes
 
     folder: Path | None = None
     if isinstance(config, Mapping):
@@ -83,6 +84,7 @@ def san_from_published(
     source = str(state_dict) if isinstance(state_dict, (str, Path)) else "state_dict"
     read = read_published(state_dict) if isinstance(state_dict, (str, Path)) else dict(state_dict)
     tensors = _without_aliases(without_prefix(read), given.split, source)
+    check_sizes(given.in_weights(), tensors, told, source)
     # In the published names, so that a message names what the user has.
     saving.check_tensors(tensors, published_shapes(given), source)
     tensors = _with_fusion_layers(tensors, given, sizes)

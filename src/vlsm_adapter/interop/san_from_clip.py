@@ -59,12 +59,19 @@ def san_from_clip(clip: str | Path, *, graph: str = "corrected", config: SANConf
 
     from vlsm_adapter.models import checkpoints, saving
     from vlsm_adapter.models.san import SAN
+    from vlsm_adapter.models.sizes import Blocks
 
     source = Path(clip) if Path(clip).is_dir() else str(clip)
     values = checkpoints.read_config(source, str(clip))
     if values.get("model_type") != "clip":
         raise ModelError(f"model '{clip}': model_type '{values.get('model_type')}' is no CLIP; allowed: clip")
-    stock = checkpoints.load_stock_model(CLIPModel, source, str(clip), torch.float32)
+    blocks = [
+        Blocks(f"{tower}_config.num_hidden_layers", count, f"{tower}_model.encoder.layers.")
+        for tower in ("text", "vision")
+        if isinstance(part := values.get(f"{tower}_config"), dict)
+        and type(count := part.get("num_hidden_layers")) is int  # else transformers' default
+    ]
+    stock = checkpoints.load_stock_model(CLIPModel, source, str(clip), torch.float32, blocks)
     sizes = config or paper_config(stock.config, graph)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -6,15 +6,18 @@ import hashlib
 import json
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
 from vlsm_adapter.errors import ModelError, one_line
 from vlsm_adapter.models.known_hashes import FileState, hash_of, state_of
 from vlsm_adapter.models.preprocessing import Preprocessing
+from vlsm_adapter.models.sizes import Blocks, check_sizes
 from vlsm_adapter.models.tokenizer import FileTokenizer, is_plain
 
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -40,14 +43,24 @@ def read_config(source: str | Path, base_id: str) -> dict[str, Any]:
     return _read_json(path, base_id)
 
 
-def load_stock_model(model_class: type[PreTrainedModel], source: str | Path, base_id: str, dtype: torch.dtype) -> Any:
+def load_stock_model(
+    model_class: type[PreTrainedModel],
+    source: str | Path,
+    base_id: str,
+    dtype: torch.dtype,
+    blocks: Sequence[Blocks] = (),
+) -> Any:
     """Build the stock model and load its safetensors weights strictly.
 
+    Args:
+        blocks: of ``config.json``, to be compared first with the weights that are on this machine.
+
     Raises:
-        ModelError: no safetensors (a pickle is refused), a damaged file, or missing weights.
+        ModelError: no safetensors (a pickle is refused), a damaged file, blocks that are in no weights, or missing weights.
     """
     if isinstance(source, Path):
         refuse_other_folders(source)
+    _check_blocks(blocks, source, base_id)
     from transformers.utils import logging as transformers_logging
 
     bars = transformers_logging.is_progress_bar_enabled()
@@ -74,6 +87,21 @@ def load_stock_model(model_class: type[PreTrainedModel], source: str | Path, bas
             f"({len(missing)} and {len(wrong)} in all)"
         )
     return model
+
+
+def _check_blocks(blocks: Sequence[Blocks], source: str | Path, base_id: str) -> None:
+    folder = weights_folder(source) if blocks else None
+    if folder is None:
+        return
+    tensors: dict[str, torch.Tensor] = {}
+    for path in weights_files(folder):
+        try:
+            tensors.update(load_file(path))  # mapped, not read
+        except (SafetensorError, OSError) as error:
+            raise ModelError(
+                f"model '{base_id}': {path} cannot be loaded ({one_line(error)}); fetch or copy it again"
+            ) from error
+    check_sizes(blocks, tensors, folder / "config.json", folder / "*.safetensors")
 
 
 def refuse_other_folders(folder: Path) -> None:

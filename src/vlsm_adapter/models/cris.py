@@ -38,6 +38,7 @@ from vlsm_adapter.models.cris_parts.neck import Neck
 from vlsm_adapter.models.features import ImageFeatures, TextFeatures
 from vlsm_adapter.models.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing
 from vlsm_adapter.models.prompt_tokens import tokens_given
+from vlsm_adapter.models.sizes import check_sizes
 
 if TYPE_CHECKING:
     from vlsm_adapter.models.base import TextTokenizer
@@ -270,6 +271,7 @@ class CRIS(PromptSegmenter):
             )
         state = checkpoints.weights_state(source)
         tensors = saving.read_tensors(source, base_id)
+        check_sizes(config.in_weights(), tensors, *saving.files_of(source))
         with torch.device("meta"):
             model = cls(
                 config,

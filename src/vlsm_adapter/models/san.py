@@ -52,6 +52,7 @@ from vlsm_adapter.models.prompt_tokens import tokens_given
 from vlsm_adapter.models.san_parts.clip import CLIP
 from vlsm_adapter.models.san_parts.config import SANConfig
 from vlsm_adapter.models.san_parts.side import SideNetwork
+from vlsm_adapter.models.sizes import check_sizes
 
 if TYPE_CHECKING:
     from vlsm_adapter.models.base import TextTokenizer
@@ -295,6 +296,7 @@ class SAN(PromptSegmenter):
             )
         state = checkpoints.weights_state(source)
         tensors = saving.read_tensors(source, base_id)
+        check_sizes(config.in_weights(), tensors, *saving.files_of(source))
         with torch.device("meta"):
             model = cls(
                 config,

@@ -102,6 +102,12 @@ def read_tensors(source: str | Path, base_id: str) -> dict[str, torch.Tensor]:
         raise ModelError(f"{path}: truncated or not safetensors ({one_line(error)}); copy it again") from error
 
 
+def files_of(source: str | Path) -> tuple[object, object]:
+    """``config.json`` and the weights of a folder or hub id, for messages."""
+    names = ("config.json", WEIGHTS)
+    return tuple(checkpoints.find_file(source, name) or name for name in names)  # type: ignore[return-value]
+
+
 def fill(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], source: str) -> None:
     """Give ``model`` its parameters and buffers, all of them, in float32; it may have been built without memory.
 

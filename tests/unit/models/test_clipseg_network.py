@@ -186,6 +186,7 @@ def test_what_trains_leaves_the_file_as_it_is(both: Both, tmp_path: Path) -> Non
         (("vision_config", "patch_size"), -1, "patch_size -1"),
         (("use_complex_transposed_convolution",), "false", "true or false"),
         (("extract_layers",), [True, 2], "extract_layers [True, 2]"),
+        (("conditional_layer",), 3, "conditional_layer 3: a block of the decoder, from 0 to 2"),
         (("text_config", "layer_norm_eps"), "small", "layer_norm_eps 'small'"),
     ],
 )
@@ -203,3 +204,57 @@ def test_sizes_that_no_model_can_have(
         load_model(tmp_path)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+PATCHES = "'clip.vision_model.embeddings.patch_embedding.weight' has the shape [24, 3, 8, 8]"
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        ("text_config.num_hidden_layers", 10**6, "holds 4 such blocks ('clip.text_model.encoder.layers.*')"),
+        ("text_config.num_hidden_layers", 5, "holds 4 such blocks ('clip.text_model.encoder.layers.*')"),
+        ("vision_config.num_hidden_layers", 10**6, "holds 5 such blocks ('clip.vision_model.encoder.layers.*')"),
+        ("text_config.hidden_size", 10**9, "50, 16]: 16 is allowed"),
+        ("text_config.hidden_size", 18, "50, 16]: 16 is allowed"),
+        ("text_config.vocab_size", 10**30, "50, 16]: 50 is allowed"),
+        ("text_config.intermediate_size", 10**9, "32, 16]: 32 is allowed"),
+        ("text_config.max_position_embeddings", 10**9, ", 16]"),
+        ("vision_config.hidden_size", 3 * 10**9, f"{PATCHES}: 24 is allowed"),
+        ("vision_config.num_channels", 10**9, f"{PATCHES}: 3 is allowed"),
+        ("vision_config.patch_size", 10**9, f"{PATCHES}: 8 is allowed"),
+        ("vision_config.image_size", 10**7, "17, 24]: 32 is allowed"),
+        ("vision_config.intermediate_size", 10**9, "48, 24]: 48 is allowed"),
+        ("projection_dim", 10**9, "16, 16]: 16 is allowed"),
+        ("reduce_dim", 10**9, "8, 16]: 8 is allowed"),
+        ("decoder_intermediate_size", 10**9, "16, 8]: 16 is allowed"),
+        ("extract_layers", [0, 1] * 1000, "the number of extract_layers 2000 contradicts"),
+    ],
+)
+def test_sizes_that_contradict_the_weights_are_refused_before_building(
+    both: Both, place: str, value: Any, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    part, _, name = place.rpartition(".")
+    (values[part] if part else values)[name] = value
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    monkeypatch.setattr("vlsm_adapter.models.clipseg_parts.loading.CLIPSegNetwork", None)  # a million blocks take hours
+    with pytest.raises(ModelError) as caught:
+        load_model(tmp_path)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'config.json'}: ")
+    assert f"contradicts {tmp_path / 'model.safetensors'}, wh" in message
+    assert says in message
+    assert place in message
+    assert "\n" not in message
+
+
+def test_fewer_blocks_than_there_are_weights_for_and_parts_of_patches(both: Both, tmp_path: Path) -> None:
+    both(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    values["vision_config"] |= {"num_hidden_layers": 4, "image_size": 39}  # the last block is not read
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    model = load_model(tmp_path)
+    assert isinstance(model, CLIPSeg)
+    assert len(model.clipseg.clip.vision_model.encoder.layers) == 4

@@ -470,6 +470,41 @@ def test_damaged_folder(saved: Path) -> None:
         load_model(saved)
 
 
+@pytest.mark.parametrize(
+    ("group", "name", "value", "says"),
+    [
+        ("clip", "transformer_layers", 10**6, "transformer_layers 1000000 contradicts"),
+        ("clip", "vision_layers", [1, 1, 10**6, 1], r"vision_layers\[2\] 1000000 contradicts"),
+        ("cris", "num_layers", 10**6, "num_layers 1000000 contradicts"),
+        ("clip", "image_resolution", 32 * 10**4, "image_resolution 320000 contradicts .*: 32 is allowed"),
+        ("clip", "vocab_size", 10**6, "vocab_size 1000000 contradicts .*: 50 is allowed"),
+        ("clip", "context_length", 10**6, "context_length 1000000 contradicts .*: 12 is allowed"),
+        ("cris", "dim_ffn", 10**6, "dim_ffn 1000000 contradicts .*: 24 is allowed"),
+        ("cris", "fpn_out", [10**6, 16, 12], r"fpn_out\[0\] 1000000 contradicts .*: 8 is allowed"),
+    ],
+)
+def test_sizes_that_contradict_the_weights_are_refused_before_building(
+    saved: Path,
+    published: dict[str, torch.Tensor],
+    group: str,
+    name: str,
+    value: object,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = changed(group, **{name: value})
+    (saved / "config.json").write_text(json.dumps(values))
+    with monkeypatch.context() as patched:
+        patched.setattr(CRIS, "__init__", None)  # a million blocks take hours
+        with pytest.raises(ModelError, match=says) as caught:
+            load_model(saved)
+        if "layers" in name:
+            with pytest.raises(ModelError, match=f"config: {group}.{says} state_dict"):
+                from_published(values, published, model="cris")
+    assert one_line(caught).startswith(f"{saved / 'config.json'}: {group}.")
+    assert str(saved / "model.safetensors") in one_line(caught)
+
+
 def test_adapter_on_a_saved_model(cris: CRIS, saved: Path, pixels: torch.Tensor, tmp_path: Path) -> None:
     """An adapter trained on the model in memory loads onto its folder: they are the same base."""
     attach(cris, DenseAdapterConfig(3, parts="lc", variant="published"))

@@ -438,6 +438,46 @@ def test_a_tokenizer_of_more_tokens_than_the_model_is_refused(model: PromptSegme
                 load_model(folder)
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "allowed"),
+    [
+        ("open_clip.vision_cfg.layers", 10**6, "holds 5 such blocks"),
+        ("open_clip.text_cfg.layers", 10**6, "holds 2 such blocks"),
+        ("side_vit.depth", 10**6, "holds 4 such blocks"),
+        ("open_clip.vision_cfg.image_size", 80_000, ": 16 is allowed"),
+        ("open_clip.vision_cfg.patch_size", 16, ": 8 is allowed"),
+        ("open_clip.text_cfg.context_length", 10**6, ": 12 is allowed"),
+        ("open_clip.text_cfg.vocab_size", 10**6, ": 50 is allowed"),
+        ("open_clip.text_cfg.width", 10**6, ": 16 is allowed"),
+        ("open_clip.embed_dim", 10**6, ": 16 is allowed"),
+        ("side_vit.img_size", 800_000, ": 32 is allowed"),
+        ("side_vit.patch_size", 16, ": 8 is allowed"),
+        ("num_queries", 10**6, ": 5 is allowed"),
+        ("mask_decoder.mlp_channels", 10**6, ": 8 is allowed"),
+        ("mask_decoder.embed_channels", 10**6, ": 6 is allowed"),
+    ],
+)
+def test_sizes_that_contradict_the_weights_are_refused_before_building(
+    tmp_path: Path, place: str, value: int, allowed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_model(build("corrected"), tmp_path / "san")
+    published = published_state_dict(build("published"))
+    given = values(**{place.replace(".", "__"): value})
+    (folder / "config.json").write_text(json.dumps({"model_type": "san", "graph": "corrected", **given}))
+    monkeypatch.setattr(SAN, "__init__", None)  # a million blocks take hours
+    with pytest.raises(ModelError) as caught:
+        load_model(folder)
+    message = str(caught.value)
+    assert message.startswith(
+        f"{folder / 'config.json'}: {place} {value} contradicts {folder / 'model.safetensors'}, wh"
+    )
+    assert allowed in message
+    assert "\n" not in message
+    if "blocks" in allowed:
+        with pytest.raises(ModelError, match=f"^config: {place} {value} contradicts state_dict, which {allowed}"):
+            from_published(given, published, model="san")
+
+
 def test_folder_with_another_graph_or_fewer_weights_is_refused(tmp_path: Path) -> None:
     folder = save_model(build("corrected"), tmp_path / "san")
     config = json.loads((folder / "config.json").read_text())
@@ -641,6 +681,11 @@ def test_what_is_no_clip_is_refused(clip_folder: Path, base_folder: Path) -> Non
     with pytest.raises(ModelError, match="model_type 'clipseg' is no CLIP"):
         san_from_clip(base_folder)
     config = json.loads((clip_folder / "config.json").read_text())
+    config["vision_config"]["num_hidden_layers"] = 10**6
+    (clip_folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"num_hidden_layers 1000000 contradicts .* holds 4 such blocks"):
+        san_from_clip(clip_folder)
+    config["vision_config"]["num_hidden_layers"] = 4
     config["text_config"]["hidden_act"] = "gelu"
     (clip_folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="text encoder has gelu"):

@@ -135,3 +135,7 @@ class CLIPSegConfig:
             raise ModelError(
                 f"config.json: extract_layers {list(layers)}: at least one block, each from 0 to {depth - 1}"
             )
+        if self.conditional_layer >= len(layers):
+            raise ModelError(
+                f"config.json: conditional_layer {self.conditional_layer}: a block of the decoder, from 0 to {len(layers) - 1}"
+            )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlsm_adapter.errors import ModelError, nearest
+from vlsm_adapter.models.sizes import Blocks, Width, side
 
 PADDINGS = ("masked", "published")
 _CLIP = (
@@ -154,6 +155,31 @@ class CRISConfig:
     def map_widths(self) -> tuple[int, int, int]:
         """Channels of the three image maps that the neck reads, strides 8, 16 and 32."""
         return 8 * self.vision_width, 16 * self.vision_width, self.embed_dim
+
+    def in_weights(self) -> list[Width | Blocks]:
+        """The sizes that the weights show, published or our own."""
+        stages = [
+            Blocks(f"clip.vision_layers[{number}]", count, f"backbone.visual.layer{number + 1}.")
+            for number, count in enumerate(self.vision_layers)
+        ]
+        words = "backbone.token_embedding.weight"
+        places = "backbone.visual.attnpool.positional_embedding"
+        return [
+            *stages,
+            Blocks("clip.transformer_layers", self.transformer_layers, "backbone.transformer.resblocks."),
+            Blocks("cris.num_layers", self.num_layers, "decoder.layers."),
+            Width("clip.vocab_size", self.vocab_size, words),
+            Width("clip.transformer_width", self.transformer_width, words, 1),
+            Width("clip.context_length", self.context_length, "backbone.positional_embedding.weight"),
+            Width("clip.vision_width", self.vision_width, "backbone.visual.layer1.0.conv1.weight"),
+            Width("clip.image_resolution", self.image_resolution, f"{places}.weight", 0, side(32, extra=1)),
+            Width("clip.embed_dim", self.embed_dim, "backbone.visual.attnpool.c_proj.weight"),
+            *(
+                Width(f"cris.fpn_out[{number}]", width, f"neck.f{3 - number}_v_proj.0.weight")
+                for number, width in enumerate(self.fpn_out)
+            ),
+            Width("cris.dim_ffn", self.dim_ffn, "decoder.layers.0.ffn.0.weight"),
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """``config.json``: the published form, with ``model_type`` and ``padding``."""

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlsm_adapter.errors import ModelError, nearest
+from vlsm_adapter.models.sizes import Blocks, Width, side
 
 GRAPHS = ("published", "head_gradient", "corrected")
 _MOST = 1_000_000
@@ -228,6 +229,30 @@ class SANConfig:
         except ModelError as error:
             raise ModelError(f"{source}: {error}") from None
         return config if graph is None else config.with_graph(graph)
+
+    def in_weights(self) -> list[Width | Blocks]:
+        """The sizes that the weights show, published or our own."""
+        clip, network = "clip_model", "side_adapter_network"
+        mask = f"{network}.mask_decoder.query_mlp.layers"
+        shown: tuple[tuple[Any, ...], ...] = (
+            ("vision_layers", Blocks, f"{clip}.visual.transformer.resblocks."),
+            ("text_layers", Blocks, f"{clip}.transformer.resblocks."),
+            ("side_depth", Blocks, f"{network}.vit_model.blocks."),
+            ("vocab_size", Width, f"{clip}.token_embedding.weight"),
+            ("text_width", Width, f"{clip}.token_embedding.weight", 1),
+            ("context_length", Width, f"{clip}.positional_embedding.weight"),
+            ("vision_width", Width, f"{clip}.visual.conv1.weight"),
+            ("clip_patch", Width, f"{clip}.visual.conv1.weight", 2),
+            ("clip_image_size", Width, f"{clip}.visual.positional_embedding.weight", 0, side(self.clip_patch, extra=1)),
+            ("embed_dim", Width, f"{clip}.visual.proj.weight", 1),
+            ("side_width", Width, f"{network}.vit_model.patch_embed.proj.weight"),
+            ("side_patch", Width, f"{network}.vit_model.patch_embed.proj.weight", 2),
+            ("side_image_size", Width, f"{network}.vit_model.pos_embed.weight", 1, side(self.side_patch)),
+            ("queries", Width, f"{network}.query_embed.weight", 1),
+            ("mask_hidden", Width, f"{mask}.0.weight"),
+            ("mask_embed", Width, f"{mask}.2.weight"),
+        )
+        return [kind(_NUMBERS[field], getattr(self, field), *where) for field, kind, *where in shown]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form, which :meth:`from_dict` reads."""
