@@ -33,6 +33,19 @@ def left_out_in_training(trained: Mapping[str, Any], split: str, cases: Cases) -
 
 
 @dataclass(frozen=True)
+class Images:
+    """Images that were trained on, by their content.
+
+    Attributes:
+        digests: SHA-256 of those that could be read.
+        complete: whether these are all; of images that were deleted or renamed since, nothing is known.
+    """
+
+    digests: frozenset[bytes] = frozenset()
+    complete: bool = True
+
+
+@dataclass(frozen=True)
 class TrainedOn:
     """How many of some cases show an image that an adapter was trained on, by the content of the images.
 
@@ -57,54 +70,59 @@ def trained_on(run: RunFolder, records: Sequence[Record], console: Console) -> T
     own, before = _own_images(run, digests), images_before(run, digests)
     if own is None:
         console.say("the images that the run was trained on are not here: whether it has seen these cases is not known")
-    if before is None:
+    elif not own.complete:
+        console.say(
+            "some images that the run was trained on are no longer there: whether it has seen more is not known"
+        )
+    if before is None or not before.complete:
         console.say(_NOT_KNOWN_BEFORE)
-    if own is None and not before:
+    of_run, of_parents = (images.digests if images is not None else frozenset() for images in (own, before))
+    if own is None and not of_parents:
         return TrainedOn()
     found = [digests.of(record.image) for record in records]
-    by_run = sum(one in (own or ()) for one in found)
-    earlier = sum(one in (before or ()) and one not in (own or ()) for one in found)
+    by_run = sum(one in of_run for one in found)
+    earlier = sum(one in of_parents and one not in of_run for one in found)
     if own is None and not earlier:
         return TrainedOn()
     if count := by_run + earlier:
         whose = f" ({earlier} of them by the adapter that training began from)" if earlier else ""
         console.warn(f"{count} of {len(records)} cases were trained on{whose}: give data that training has not seen")
-    return TrainedOn(count, earlier, own is not None and before is not None)
+    return TrainedOn(count, earlier, all(images is not None and images.complete for images in (own, before)))
 
 
 def trained_on_before(run: RunFolder, records: Sequence[Record], console: Console) -> TrainedOn:
     """What of cases of its own data, other than its training cases, the adapters that a run began from were trained on."""
     digests = FileDigests()
     before = images_before(run, digests)
-    if before is None:
+    if before is None or not before.complete:
         console.say(_NOT_KNOWN_BEFORE)
-        return TrainedOn()
-    if not before:
-        return TrainedOn(known=True)
+    if before is None or not before.digests:
+        return TrainedOn(known=before is not None and before.complete)
     splits = run.data().get("splits")
     own = set(splits.get("train", ())) if isinstance(splits, dict) else set()
-    count = sum(record.case_id not in own and digests.of(record.image) in before for record in records)
+    count = sum(record.case_id not in own and digests.of(record.image) in before.digests for record in records)
     if count:
         console.warn(
             f"{count} of {len(records)} cases were trained on by the adapter that training began from: evaluate on data that "
             "it has not seen, --data DIR"
         )
-    return TrainedOn(before=count, known=True)
+    return TrainedOn(before=count, known=before.complete)
 
 
-def images_before(run: RunFolder, digests: FileDigests | None = None) -> set[bytes] | None:
-    """SHA-256 of the training images of all adapters that the run began from, one after another; None where not known.
+def images_before(run: RunFolder, digests: FileDigests | None = None) -> Images | None:
+    """The training images of all adapters that the run began from, one after another; None where not known.
 
     From the run's ``data.json``, which has kept them since it began, else from the run of the adapter it began from, as long
     as that, with the same weights, and its data lie where they did.
     """
     section = run.config().adapter
     if section.resume_from is None:
-        return set()
-    kept = run.data().get("parent_images")
+        return Images()
+    data = run.data()
+    kept = data.get("parent_images")
     if isinstance(kept, list):
         with suppress(ValueError, TypeError):
-            return {bytes.fromhex(text) for text in kept}
+            return Images(frozenset(map(bytes.fromhex, kept)), data.get("parent_images_complete", True) is True)
     folder = Path(section.resume_from)
     parent = RunFolder(folder.parent)
     try:
@@ -114,11 +132,13 @@ def images_before(run: RunFolder, digests: FileDigests | None = None) -> set[byt
         own, before = _own_images(parent, digests), images_before(parent, digests)
     except (UserError, RecursionError):  # gone, damaged, or a run that says it began from itself
         return None
-    return None if own is None or before is None else own | before
+    if own is None or before is None:
+        return None
+    return Images(own.digests | before.digests, own.complete and before.complete)
 
 
-def _own_images(run: RunFolder, digests: FileDigests) -> set[bytes] | None:
-    """SHA-256 of the images that the run trained on; None where its data is not here or it recorded no cases."""
+def _own_images(run: RunFolder, digests: FileDigests) -> Images | None:
+    """The images that the run trained on; None where its data is not here or it recorded no cases."""
     config, splits = run.config(), run.data().get("splits")
     seen = set(splits.get("train", ())) if isinstance(splits, dict) else set()
     if not seen:
@@ -127,9 +147,9 @@ def _own_images(run: RunFolder, digests: FileDigests) -> set[bytes] | None:
         own = load_cases(config.data.path, prompt=config.data.prompt, division=own_division(config), skip_bad=True)
     except UserError:  # an adapter is evaluated elsewhere too, where the data it was trained on is not
         return None
-    return {
-        digest for record in own.all if record.case_id in seen and (digest := digests.of(record.image)) is not None
-    } or None
+    found = {record.case_id: digests.of(record.image) for record in own.all if record.case_id in seen}
+    read = {case_id: digest for case_id, digest in found.items() if digest is not None}
+    return Images(frozenset(read.values()), set(read) == seen) if read else None
 
 
 def compare_with_training(

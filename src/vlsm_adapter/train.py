@@ -325,7 +325,8 @@ def set_up(parts: Parts, folder: RunFolder, console: Console, fabric: Fabric | N
     if fabric.is_global_zero:
         if config.adapter.resume_from is not None:  # while that is here; kept when this run is resumed
             before = images_before(folder)
-            summary["parent_images"] = None if before is None else sorted(digest.hex() for digest in before)
+            summary["parent_images"] = None if before is None else sorted(digest.hex() for digest in before.digests)
+            summary["parent_images_complete"] = before is not None and before.complete
         files.write_json(folder.data_file, summary)
     counts = {split: sum(record.split == split for record in parts.cases.all) for split in ("train", "val", "test")}
     examples = tuple(dict.fromkeys(parts.val_data.prompt(index) for index in range(len(parts.val_data))))[:3]

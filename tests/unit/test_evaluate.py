@@ -384,6 +384,15 @@ def test_cases_of_given_data_that_were_trained_on_are_counted_and_not_shared_as_
     (run / "metrics.csv").unlink()  # of another form than training's
     shared = [(one.split, one.seen, one.held_out, one.own_data) for one in gather(run).evaluations]
     assert sorted(shared) == [("all", 2, False, True), ("all", 2, False, True), ("test", 0, True, True)]
+    # Of an image that was trained on and has gone, nobody can say whether a case shows it.
+    case = json.loads((run / "data.json").read_text())["splits"]["train"][0]
+    image = next(record.image for record in load_records(data)[0] if record.case_id == case)
+    kept = image.read_bytes()
+    image.unlink()
+    folder = EvaluationFolder(evaluate_run(run, data=copy, split="all", zero_shot=False))
+    assert (folder.summary()["trained_on"], folder.summary()["trained_on_known"]) == (1, False)
+    assert "it may have seen more of these cases" in folder.report_file.read_text(encoding="utf-8")
+    image.write_bytes(kept)
     # Where the run's own data has gone, nothing is known.
     (run / "config.yaml").write_text((run / "config.yaml").read_text().replace(str(data), str(tmp_path / "gone")))
     folder = EvaluationFolder(evaluate_run(run, data=copy, split="all", zero_shot=False))
@@ -432,7 +441,7 @@ def test_cases_that_the_parent_was_trained_on_are_counted(
     assert (folder.summary()["trained_on"], folder.summary()["trained_on_before"]) == (2, 2)
     assert "trained on**, 2 of them by the adapter" in folder.report_file.read_text(encoding="utf-8")
     # What training kept of it is enough, wherever the parent is by then.
-    kept = sorted(digest.hex() for digest in images_before(RunFolder(child)) or ())
+    kept = sorted(digest.hex() for digest in images_before(RunFolder(child)).digests)
     assert len(kept) == 2
     shutil.rmtree(parent)
     assert seen(data) == (0, 0)
@@ -444,8 +453,11 @@ def test_cases_that_the_parent_was_trained_on_are_counted(
     assert "it may have seen some of these cases" in own.report_file.read_text(encoding="utf-8")
     (child / "metrics.csv").unlink()
     assert [(one.seen, one.held_out) for one in gather(child).evaluations if one.split == "test"] == [(None, False)] * 2
-    files.write_json(child / "data.json", {**values, "parent_images": kept})
-    assert seen(data) == (2, 2)
+    for complete in (True, False):
+        files.write_json(child / "data.json", {**values, "parent_images": kept, "parent_images_complete": complete})
+        assert seen(data) == (2, 2)
+        assert any("is not known here" in line for line in warned) != complete
+        assert trained_on(RunFolder(child), load_records(corrected)[0], console).known == complete
 
 
 def test_own_cases_that_the_parent_was_trained_on_are_counted(

@@ -322,7 +322,8 @@ def _behind_film(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     with exact_attention():
         parts = cast("Any", layer)
         if parts.training and getattr(parts, "gradient_checkpointing", False):
-            # Its own checkpointing would compute it anew outside of this context, and find other tensors kept.
+            # Its own checkpointing would compute it anew outside of this context, and find other tensors kept. The block's
+            # parts are called one by one then, so hooks on the block itself are not.
             x = parts.layer_norm1(x + parts.self_attn(x, attention_mask=None)[0])
             output: torch.Tensor = parts.layer_norm2(x + parts.mlp(x))
         else:

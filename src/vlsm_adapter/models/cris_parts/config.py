@@ -157,7 +157,7 @@ class CRISConfig:
         return 8 * self.vision_width, 16 * self.vision_width, self.embed_dim
 
     def in_weights(self) -> list[Width | Blocks]:
-        """The sizes that the weights show, published or our own."""
+        """The sizes that the weights show; published ones, some of which have other names, show fewer."""
         stages = [
             Blocks(f"clip.vision_layers[{number}]", count, f"backbone.visual.layer{number + 1}.")
             for number, count in enumerate(self.vision_layers)

@@ -231,7 +231,7 @@ class SANConfig:
         return config if graph is None else config.with_graph(graph)
 
     def in_weights(self) -> list[Width | Blocks]:
-        """The sizes that the weights show, published or our own."""
+        """The sizes that the weights show; published ones, some of which have other names, show fewer."""
         clip, network = "clip_model", "side_adapter_network"
         mask = f"{network}.mask_decoder.query_mlp.layers"
         shown: tuple[tuple[Any, ...], ...] = (
