@@ -55,6 +55,7 @@ class DataConfig:
         split_file: which case is in which split, in place of the data's own; ``vlsm data split`` writes such files.
         fold: ``2/5``: the second of five folds is the test part, in place of the data's own splits.
         subset: few-shot: a part of the training cases, such as ``5%``, or how many, such as ``20``.
+        subset_seed: of the subset alone, in place of ``split_seed``: other training cases beside the same test cases.
         stratify: ``size`` makes folds and subsets alike in foreground size; ``none`` does not.
         skip_bad: leave bad cases out, listed and counted, instead of stopping.
         cache_mb: memory for decoded, resized images.
@@ -76,6 +77,7 @@ class DataConfig:
     subset: str | int | None = field(
         default=None, metadata={"form": "a part of the training cases such as 5%, or how many, such as 20"}
     )
+    subset_seed: int | None = None
     stratify: str = field(default="size", metadata=_one_of(*STRATIFY))
     skip_bad: bool = False
     cache_mb: int = field(default=1024, metadata=_between(0, 1 << 20))
@@ -88,7 +90,7 @@ class DataConfig:
         """Which case is in which split; for a ``split`` other than train and all, without the subset of train.
 
         Raises:
-            ConfigError: a fold or subset is not of its form.
+            ConfigError: a fold or subset is not of its form, or there is a seed of a subset without one.
         """
         from vlsm_adapter.data.division import Division
 
@@ -98,6 +100,7 @@ class DataConfig:
             split_file=self.split_file,
             fold=self.fold,
             subset=self.subset,
+            subset_seed=self.subset_seed,
             stratify=self.stratify,
         ).of(split)
 

@@ -33,15 +33,16 @@ class Division:
     """The keys of the configuration that say which case is in which split.
 
     Attributes:
-        seed: of splits, folds and subsets.
+        seed: of splits and folds, and of subsets without a seed of their own.
         fractions: parts of train, val and test where the data says no split.
         split_file: takes the place of the data's own splits, see ``split_files``.
         fold: ``"2/5"`` takes their place too, see ``folds.fold_splits``.
         subset: ``"5%"`` or a number of training cases, see ``subsets``.
+        subset_seed: of the subset alone.
         stratify: ``"size"`` makes folds and subsets alike in foreground size, ``"none"`` reads no mask for them.
 
     Raises:
-        ConfigError: a value is not of its form, or both ``split_file`` and ``fold`` are given.
+        ConfigError: a value is not of its form, both ``split_file`` and ``fold`` are given, or ``subset_seed`` alone.
     """
 
     seed: int = 0
@@ -49,6 +50,7 @@ class Division:
     split_file: str | None = None
     fold: str | None = None
     subset: str | int | None = None
+    subset_seed: int | None = None
     stratify: str = "size"
 
     def __post_init__(self) -> None:
@@ -59,6 +61,10 @@ class Division:
                 raise ConfigError(f"fold '{self.fold}' and split file '{self.split_file}': give one of them")
         if self.subset is not None:
             parse_subset(self.subset)
+        elif self.subset_seed is not None:
+            raise ConfigError(
+                f"subset_seed {self.subset_seed}: there is no subset; give one, such as subset=10%, or leave it out"
+            )
 
     def __str__(self) -> str:
         """In words, for cards and reports; empty where the data's own splits are taken whole."""
@@ -70,14 +76,17 @@ class Division:
             parts.append(f"fold {number} of {folds}")
         if self.subset is not None:
             parts.append(subset_name(self.subset))
-        if self.fold is not None or self.subset is not None:
+        if self.subset_seed is not None:
+            parts.append(f"subset seed {self.subset_seed}")
+        if self.fold is not None or (self.subset is not None and self.subset_seed is None):
             parts.append(f"split seed {self.seed}")
+        if self.fold is not None or self.subset is not None:
             parts += ["not stratified"] if self.stratify == "none" else []
         return ", ".join(parts)
 
     def of(self, split: str | None) -> Division:
         """The same for the use of one split: a subset of train matters only for ``"train"``, ``"all"`` and None."""
-        return self if split in (None, "train", "all") else replace(self, subset=None)
+        return self if split in (None, "train", "all") else replace(self, subset=None, subset_seed=None)
 
     def split(self, records: Sequence[Record], where: str) -> list[Record]:
         """Give every case its split: by the split file, the fold, the data itself or the fractions.
@@ -105,4 +114,5 @@ class Division:
             return list(records)
         train = [record for record in records if record.split == "train"]
         shares = foreground_shares(train) if check_stratify(self.stratify) else None
-        return few_shot(records, self.subset, seed=self.seed, shares=shares)
+        seed = self.seed if self.subset_seed is None else self.subset_seed
+        return few_shot(records, self.subset, seed=seed, shares=shares)

@@ -81,7 +81,7 @@ def _check_data(cells: Sequence[Cell], evaluation: Evaluation, facts: Facts) -> 
     read: dict[str, Cases | None] = {}
     asked: set[tuple[Any, ...]] = set()
     for cell in cells:
-        data = dataclasses.replace(cell.config.data, subset=None)
+        data = dataclasses.replace(cell.config.data, subset=None, subset_seed=None)
         key = repr((data.path, data.val_path, data.prompt, data.division(), data.skip_bad))
         if key not in read:
             read[key] = None

@@ -20,6 +20,9 @@ from vlsm_adapter.study.ranges import SAMPLERS, Range
 
 AXES = ("data", "models", "protocols", "fractions", "seeds")
 
+#: Whose the subset of a label fraction is: the same cases for all seeds, or each seed's own.
+SUBSETS = ("shared", "per_seed")
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -110,7 +113,7 @@ class Method:
 class Study:
     """A study, checked. ``data`` and ``protocols`` hold keys of ``data`` beside ``train``, a section of its own.
 
-    ``source`` is its name, ``file`` what it was read from, as it was given, for messages.
+    ``subsets`` is one of :data:`SUBSETS`; ``source`` is its name, ``file`` what it was read from, as it was given, for messages.
     """
 
     data: Mapping[str, Mapping[str, Any]]
@@ -124,6 +127,7 @@ class Study:
     evaluate: Evaluation
     resources: Resources
     search: Search | None
+    subsets: str = SUBSETS[0]
     source: str = "study"
     file: str | None = field(default=None, compare=False)
 
@@ -160,6 +164,7 @@ class Study:
             "protocols": _plain(self.protocols),
             "seeds": list(self.seeds),
             "fractions": list(self.fractions),
+            "subsets": self.subsets,
             "train": _plain(self.train),
             "log": _plain(self.log),
             "evaluate": _plain(dataclasses.asdict(self.evaluate)),

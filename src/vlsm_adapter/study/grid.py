@@ -5,6 +5,7 @@ Seeds vary slowest, then label fractions: the first results are one of everythin
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import json
 import re
@@ -123,6 +124,8 @@ def config_of(
     data, protocol = dict(study.data[data_name]), dict(study.protocols[protocol_name])
     trained = {**study.train, **(data.pop("train", None) or {}), **(protocol.pop("train", None) or {}), **method.train}
     data = {**data, **protocol, **method.data, "subset": None if fraction == WHOLE else fraction}
+    if study.subsets == "per_seed" and fraction != WHOLE:
+        data["subset_seed"] = seed
     if method.trains:
         trained |= {**(train or {}), **_part(chosen, "train"), "seed": seed}
     else:
@@ -153,9 +156,23 @@ def select(cells: Sequence[Cell], pattern: str | None) -> list[Cell]:
     }
     for part in parts:
         if not found.get(part):
-            raise ConfigError(f"--only '{part}': names no run; the first of {len(cells)} is {cells[0].path}")
+            raise ConfigError(f"--only '{part}': names no run; {_like(part, [cell.path for cell in cells])}")
     wanted = set().union(*found.values())
     return [cell for cell in cells if cell.path in wanted]
+
+
+def _like(part: str, paths: Sequence[str]) -> str:
+    """The first path that would be chosen if a misspelled name of ``part`` were the name on the axis that is nearest to it."""
+    names = {name for path in paths for name in path.split("/")}
+    meant = []
+    for name in part.split("/"):
+        known = "*" in name or "?" in name or any(name in other for other in names)
+        close = [] if known else difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.5)
+        meant.append(close[0] if close else name)
+    pattern = "/".join(meant)
+    if pattern != part and any(fnmatch.fnmatchcase(path, f"*{pattern}*") for path in paths):
+        return f"did you mean '{pattern}'?"
+    return f"the first of {len(paths)} is {paths[0]}"
 
 
 def differences(then: RunConfig, now: RunConfig, *, same_base: bool | None = None) -> list[str]:

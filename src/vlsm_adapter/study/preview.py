@@ -31,7 +31,8 @@ def preview(plan: Plan, *, jobs: int | None, local: bool) -> Iterator[str]:
     study, cells = plan.study, plan.selected
     yield (
         f"{len(cells)} runs, {len(cells) - len(plan.todo)} finished: data sets {', '.join(study.data)}; protocols "
-        f"{', '.join(study.protocols)}; label fractions {', '.join(study.fractions)}; seeds {', '.join(map(str, study.seeds))}"
+        f"{', '.join(study.protocols)}; label fractions {', '.join(study.fractions)}"
+        f"{' (each seed its own subset)' if study.subsets == 'per_seed' else ''}; seeds {', '.join(map(str, study.seeds))}"
     )
     yield from _grid(plan)
     for search in plan.searches:

@@ -18,7 +18,7 @@ from vlsm_adapter.adapters import ADAPTERS, adapter_config
 from vlsm_adapter.config import LEVELS, DataConfig, LogConfig, ModelConfig, TrainConfig, build_section
 from vlsm_adapter.data.subsets import parse_subset
 from vlsm_adapter.errors import ConfigError, nearest
-from vlsm_adapter.study.config import AXES, Evaluation, Method, Resources, Search, Study
+from vlsm_adapter.study.config import AXES, SUBSETS, Evaluation, Method, Resources, Search, Study
 from vlsm_adapter.study.ranges import Range, parse_space
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
@@ -26,7 +26,7 @@ _SPLITS = ("train", "val", "test", "all")
 # Keys that belong to one axis alone; set elsewhere they would contradict it.
 _OF_DATA = ("path", "prompt")
 _OF_PROTOCOLS = ("level", "eval_level")
-_OF_FRACTIONS = ("subset",)
+_OF_FRACTIONS = ("subset", "subset_seed")
 
 
 def load_study(file: str | Path) -> Study:
@@ -98,7 +98,7 @@ class _Reader:
         return Study(
             data=data, models=models, methods=methods, protocols=protocols, seeds=tuple(seeds),
             fractions=tuple(axes["fractions"]), train=train, log=log, evaluate=evaluate, resources=resources,
-            search=search, source=source,
+            search=search, subsets=self._subsets(), source=source,
         )  # fmt: skip
 
     # -- axes ------------------------------------------------------------------------------------------------------------
@@ -129,6 +129,12 @@ class _Reader:
                 self.problems.append(f"fractions: {str(error).removeprefix('subset ')}")
         self._no_doubles("fractions", labels)
         return labels
+
+    def _subsets(self) -> str:
+        value = self.values.get("subsets", SUBSETS[0])
+        if value not in SUBSETS:
+            self.problems.append(f"subsets: '{value}': {nearest(str(value), SUBSETS)}")
+        return str(value)
 
     def _methods(self, axes: Mapping[str, Iterable[Any]], search: Search | None) -> list[Method]:
         methods: list[Method] = []
@@ -292,7 +298,13 @@ class _Reader:
             self._section(TrainConfig, self._mapping(f"{where}train", own.pop("train")), f"{where}train.", ("seed",))
         for key in elsewhere:
             if key in own:
-                axis = {"seed": "seeds", "subset": "fractions", "path": "data", "prompt": "data"}.get(key, "protocols")
+                axis = {
+                    "seed": "seeds",
+                    "subset": "fractions",
+                    "subset_seed": "subsets",
+                    "path": "data",
+                    "prompt": "data",
+                }.get(key, "protocols")
                 self.problems.append(f"{where}{key}: is said by '{axis}' of the study alone; take it out here")
                 del own[key]
         build_section(kind, own, where, self.problems)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vlsm_adapter.data.division import Division
 from vlsm_adapter.data.folds import assign_folds, fold_splits, parse_fold
 from vlsm_adapter.data.splits import assign_splits
 from vlsm_adapter.data.strata import EMPTY, UNKNOWN, bin_by_quantile, foreground_shares, strata_of, stratified_order
@@ -244,6 +245,27 @@ def test_few_cases_cover_the_sizes() -> None:
         kept = few_shot(records, 5, seed=seed, shares=shares)
         assert sorted(int(100 * shares[r.case_id] - 0.5) // 20 for r in kept) == [0, 1, 2, 3, 4]  # type: ignore[operator]
     assert few_shot(records, 5, seed=0) != few_shot(records, 5, seed=1)
+
+
+def test_a_subset_with_a_seed_of_its_own_changes_the_training_cases_alone() -> None:
+    records = plain(100)
+    first, second, third = (Division(seed=3, subset="10%", subset_seed=seed, stratify="none") for seed in (None, 4, 3))
+    split = [division.split(records, "here") for division in (first, second, third)]
+    assert split[0] == split[1] == split[2]  # who is a test case does not depend on it
+    kept = [{r.case_id for r in division.shrink(split[0]) if r.split == "train"} for division in (first, second, third)]
+    assert kept[0] == kept[2] != kept[1]
+    assert len(kept[0]) == len(kept[1]) == 9
+    assert (str(first), str(second)) == (
+        "10 % of train, split seed 3, not stratified",
+        "10 % of train, subset seed 4, not stratified",
+    )
+    assert (
+        str(Division(fold="1/5", subset=4, subset_seed=2))
+        == "fold 1 of 5, 4 cases of train, subset seed 2, split seed 0"
+    )
+    assert second.of("test") == Division(seed=3, stratify="none")
+    with pytest.raises(ConfigError, match="subset_seed 2: there is no subset"):
+        Division(subset_seed=2)
 
 
 def test_sizes_and_names_of_subsets() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,19 @@ def test_a_cell_is_an_ordinary_configuration_and_the_more_special_wins(cells: li
     assert RunConfig.load(overrides=config.to_dict()) == config
 
 
+def test_a_subset_of_its_own_for_each_seed_where_asked(cells: list[Cell], tmp_path: Path) -> None:
+    assert {cell.config.data.subset_seed for cell in cells} == {None}
+    own = expand(study_of(tmp_path, changed(subsets="per_seed")))
+    assert [cell.path for cell in own] == [cell.path for cell in cells]
+    for cell in own:
+        assert cell.config.data.subset_seed == (cell.seed if cell.fraction == "10%" else None)
+        assert cell.config.data.division("test") == cells[own.index(cell)].config.data.division("test")
+    assert expand(study_of(tmp_path, yaml.safe_load(study_of(tmp_path, changed(subsets="per_seed")).to_yaml()))) == own
+    shared = next(cell.config for cell in cells if cell.fraction == "10%")
+    changed_one = next(cell.config for cell in own if cell.fraction == "10%")
+    assert differences(shared, changed_one) == ["data.subset_seed=1, was None"]  # other cases: not mixed
+
+
 def test_what_a_search_chose_goes_into_its_cells_alone(tmp_path: Path) -> None:
     group = ("skin", "clean", "tiny", "dense_v")
     found = expand(study_of(tmp_path, VALUES), {group: {"train.lr": 0.25, "settings.bottleneck_dim": 7}})
@@ -144,6 +158,19 @@ def test_selection_by_pattern(cells: list[Cell]) -> None:
     assert select(cells, "/s[1,0]") == in_order
     for wrong in ("nothing", "dense,nothing", "dense,", ""):
         with pytest.raises(ConfigError, match="names no run"):
+            select(cells, wrong)
+
+
+def test_a_pattern_that_names_no_run_shows_the_nearest(cells: list[Cell]) -> None:
+    for wrong, said in {
+        "skin/claen/*/dense_v": "did you mean 'skin/clean/\\*/dense_v'",
+        "dense_vcl": "did you mean 'dense_vlc'",
+        "10pc/s4": f"the first of {len(cells)} is polyps/clean/tiny/zero_shot",  # no name is misspelled
+        "skin/own": f"the first of {len(cells)} is",
+        "100%/s1": "did you mean '100pct/s1'",
+        "": "the first of",
+    }.items():
+        with pytest.raises(ConfigError, match=f"--only '{re.escape(wrong)}': names no run; {said}"):
             select(cells, wrong)
 
 
