@@ -23,7 +23,7 @@ from vlsm_adapter.study_report.document import Facts, Grid, Paragraph, build
 from vlsm_adapter.study_report.extras import costs_of, curves_of, heard_of
 from vlsm_adapter.study_report.figures import costs, draw, grid, lines, pareto, spider, style
 from vlsm_adapter.study_report.figures.draw import draw_all
-from vlsm_adapter.study_report.figures.labels import Box, leader, place_labels
+from vlsm_adapter.study_report.figures.labels import Box, _through, leader, place_labels
 from vlsm_adapter.study_report.numbers import TableNumbers, compute
 from vlsm_adapter.study_report.reading import find_results
 from vlsm_adapter.study_report.small import distinct
@@ -133,6 +133,46 @@ def test_labels_of_the_study_do_not_overlap(numbers: tuple[list[TableNumbers], l
         width = min(one.x1, other.x1) - max(one.x0, other.x0)
         height = min(one.y1, other.y1) - max(one.y0, other.y0)
         assert min(width, height) <= 1
+
+
+def test_what_is_far_below_all_others_stands_at_the_edge() -> None:
+    def points(*dice: float) -> list[pareto.Point]:
+        return [pareto.Point((str(n),), f"m{n}", 1000 * (n + 1), value, 1.0) for n, value in enumerate(dice)]
+
+    one_low = points(20, 66, 67, 68, 69)
+    assert pareto.far_below(one_low) == one_low[:1]
+    assert pareto.far_below(points(56, 60, 62, 66, 70)) == []  # spread, no gap
+    assert pareto.far_below(points(20, 25, 68, 69, 70)) == []  # two fifths are no outliers
+    assert pareto.far_below(points(20, 68, 69)) == []  # too few to say
+    assert pareto.far_below(points(69.0, 70.0, 70.1, 70.2, 70.3)) == []  # within two points all is drawn
+
+    with style.style():
+        figure = style.new_figure(3.3, 2.7)
+        axis = figure.subplots()
+        looks = {point.key: style.Look("#000000", "o", "-") for point in one_low}
+        pareto._panel(axis, one_low, looks)
+        figure.draw_without_rendering()
+        pareto._label(axis, one_low, looks)
+        low, high = axis.get_ylim()
+        assert (low, high) == pytest.approx((64.4, 70.6), abs=0.5)
+        texts = [text.get_text() for text in axis.texts if text.get_text()]
+        assert sorted(texts) == ["m0 ↓ 20.0 %", "m1", "m2", "m3", "m4"]
+        drawn = [float(line.get_ydata()[0]) for line in axis.lines if len(line.get_ydata()) == 1]
+        assert min(drawn) == low
+
+
+def test_a_line_through_a_name() -> None:
+    box = Box(10, 10, 20, 16)
+    for a, b, through in (
+        ((0, 0), (30, 30), True),
+        ((0, 13), (30, 13), True),
+        ((15, 0), (15, 40), True),
+        ((0, 20), (30, 20), False),
+        ((0, 0), (9, 9), False),
+        ((12, 12), (13, 13), True),
+        ((0, 10), (30, 10), False),  # along the edge
+    ):
+        assert _through(box, a, b) is _through(box, b, a) is through
 
 
 # -- the others ----------------------------------------------------------------------------------------------------------

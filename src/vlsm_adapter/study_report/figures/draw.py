@@ -12,7 +12,7 @@ from vlsm_adapter.study_report.extras import costs_of, peak_kinds, peak_title
 from vlsm_adapter.study_report.figures.costs import draw_costs
 from vlsm_adapter.study_report.figures.grid import Strip, draw_grids, strips_of
 from vlsm_adapter.study_report.figures.lines import draw_curves, draw_labels
-from vlsm_adapter.study_report.figures.pareto import draw_pareto, front_of, points_of
+from vlsm_adapter.study_report.figures.pareto import draw_pareto, far_below, front_of, points_of
 from vlsm_adapter.study_report.figures.spider import draw_spider, drawn_rows, is_web, left_out, spider_rows
 from vlsm_adapter.study_report.figures.style import FORMATS, check_matplotlib, looks_of, saved, style
 from vlsm_adapter.study_report.naming import listed, percent_or_cases
@@ -124,7 +124,9 @@ def _pareto(found: TableNumbers, title: str) -> FigureItem:
     of_what = f"mean over {len(found.table.data)} data sets" if several else found.table.data[0]
     caption = (
         f"Trainable parameters against DSC ({of_what}), bars are the standard deviation over seeds. Filled points, joined by "
-        f"the dashed line, are reached by no method with as few parameters: {front}. {title}."
+        f"the dashed line, are reached by no method with as few parameters: {front}. "
+        + ("A point at the lower edge lies below it, where its label says. " if far_below(points) else "")
+        + f"{title}."
     )
     return FigureItem(
         "pareto", caption, f"Scatter plot of DSC against trainable parameters: {told}. Pareto front: {front}."

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 #: Directions to try, the most readable first: right, left, above, below, then between.
 _DIRECTIONS = tuple(math.radians(angle) for angle in (0, 180, 90, 270, 35, 145, 325, 215, 62, 118, 242, 298))
 _DISTANCES = (1.0, 1.9, 3.0, 4.4, 6.0, 8.0)
+# Between a label and one beside it: less reads as one name.
+_SPACE = 2.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,39 +60,68 @@ def place_labels(
         The rectangle of each label, in the order of ``points``. Deterministic.
     """
     discs = [Box(x, y, x, y).grown(point_radius) for x, y in points]
-    options = [_places(point, size, gap) for point, size in zip(points, sizes, strict=True)]
-    chosen = [places[0] for places in options]
+    everyone = range(len(points))
 
-    def cost(index: int, number: int) -> float:
-        box, distance = options[index][number]
+    def alone(index: int, number: int, box: Box, distance: float) -> float:
         total = 0.15 * distance + 0.02 * number  # near and readable, where there is room
         total += 4.0 * box.outside(frame)
         total += sum(8.0 * box.grown(0.8).overlap(disc) for other, disc in enumerate(discs) if other != index)
         total += 6.0 * box.overlap(discs[index])
         total += sum(2.0 * box.overlap(obstacle) for obstacle in obstacles)
-        mine = (points[index], _nearest(box, points[index]))
         # Nearer to another point than to its own, it would be read as that one's.
-        own = math.dist(mine[1], mine[0])
-        total += sum(12.0 for point in points if math.dist(_nearest(box, point), point) < own - 0.5)
-        for other, (place, _) in enumerate(chosen):
+        own = math.dist(_nearest(box, points[index]), points[index])
+        return total + sum(12.0 for point in points if math.dist(_nearest(box, point), point) < own - 0.5)
+
+    options: list[list[tuple[float, Box]]] = []
+    for index, (point, size) in enumerate(zip(points, sizes, strict=True)):
+        places = [
+            (alone(index, number, box, distance), box)
+            for number, (box, distance) in enumerate(_places(point, size, gap))
+        ]
+        options.append(sorted(places, key=lambda place: place[0]))
+
+    def among(index: int, box: Box, chosen: Sequence[Box]) -> float:
+        mine = (points[index], _nearest(box, points[index]))
+        wide, total = Box(box.left - _SPACE, box.bottom - 0.8, box.right + _SPACE, box.top + 0.8), 0.0
+        for other, place in enumerate(chosen):
             if other != index:
-                total += 4.0 * box.grown(0.8).overlap(place)
-                # Lines to their points that cross mislead.
-                total += 25.0 * _cross(*mine, points[other], _nearest(place, points[other]))
+                total += 4.0 * wide.overlap(place)
+                # Lines to their points that cross mislead; one through another's name reads as that one's.
+                theirs = (points[other], _nearest(place, points[other]))
+                total += 25.0 * _cross(*mine, *theirs)
+                total += 15.0 * (_through(place, *mine) + _through(box, *theirs))
         return total
 
-    # The crowded ones first; a few rounds of each moving to its best place settle it.
-    order = sorted(
-        range(len(points)), key=lambda i: sum(math.dist(points[i], point) < 40 for point in points), reverse=True
-    )
-    for _ in range(8):
-        before = list(chosen)
-        for index in order:
-            best = min(range(len(options[index])), key=lambda number: (cost(index, number), number))
-            chosen[index] = options[index][best]
-        if chosen == before:
-            break
-    return [box for box, _ in chosen]
+    def best(index: int, chosen: Sequence[Box]) -> tuple[float, Box]:
+        found, where = math.inf, options[index][0][1]
+        for cost, box in options[index]:
+            if cost >= found:  # the others are no better even by themselves
+                break
+            total = cost + among(index, box, chosen)
+            if total < found:
+                found, where = total, box
+        return found, where
+
+    # A few rounds of each moving to its best place settle it, differently in another order: the best of several is kept.
+    crowd = [sum(math.dist(point, other) < 40 for other in points) for point in points]
+    orders = [
+        sorted(everyone, key=lambda i: -crowd[i]),
+        sorted(everyone, key=lambda i: crowd[i]),
+        sorted(everyone, key=lambda i: points[i]),
+        sorted(everyone, key=lambda i: points[i], reverse=True),
+        sorted(everyone, key=lambda i: -points[i][1]),
+    ]
+    results: list[tuple[float, list[Box]]] = []
+    for order in orders:
+        chosen = [places[0][1] for places in options]
+        for _ in range(8):
+            before = list(chosen)
+            for index in order:
+                chosen[index] = best(index, chosen)[1]
+            if chosen == before:
+                break
+        results.append((sum(best(index, chosen)[0] for index in everyone), chosen))
+    return min(results, key=lambda result: result[0])[1]
 
 
 def leader(box: Box, point: tuple[float, float], *, longest: float = 7.0) -> tuple[float, float] | None:
@@ -120,6 +151,19 @@ def _sign(value: float) -> float:
 
 def _nearest(box: Box, point: tuple[float, float]) -> tuple[float, float]:
     return min(max(point[0], box.left), box.right), min(max(point[1], box.bottom), box.top)
+
+
+def _through(box: Box, a: tuple[float, float], b: tuple[float, float]) -> bool:
+    """Whether the line from ``a`` to ``b`` runs through the inside of ``box`` (Liang and Barsky, 1984)."""
+    enters, leaves = 0.0, 1.0
+    for start, end, low, high in ((a[0], b[0], box.left, box.right), (a[1], b[1], box.bottom, box.top)):
+        if start == end:
+            if not low < start < high:
+                return False
+            continue
+        one, other = sorted(((low - start) / (end - start), (high - start) / (end - start)))
+        enters, leaves = max(enters, one), min(leaves, other)
+    return leaves - enters > 1e-9
 
 
 def _cross(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float], d: tuple[float, float]) -> bool:

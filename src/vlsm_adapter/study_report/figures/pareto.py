@@ -60,6 +60,19 @@ def front_of(points: Sequence[Point]) -> list[Point]:
     return front
 
 
+def far_below(points: Sequence[Point]) -> list[Point]:
+    """Those so far below all others that drawing them to scale would leave the others no room.
+
+    Below a gap wider than the range of what is above it; at least two thirds of the points stay, and four.
+    """
+    ordered = sorted(points, key=lambda point: -point.dice)
+    for count in range(max(4, math.ceil(2 * len(ordered) / 3)), len(ordered)):
+        best, last, following = ordered[0].dice, ordered[count - 1].dice, ordered[count].dice
+        if last - following > max(best - last, 2.0):
+            return ordered[count:]
+    return []
+
+
 def draw_pareto(found: TableNumbers, looks: Mapping[RowKey, Look], *, by_data: bool = False) -> Figure | None:
     """The plot; on average over data sets in one column, or a panel per data set across the page; None without points."""
     columns: list[str | None]
@@ -102,19 +115,23 @@ def _panel(axis: Axes, points: Sequence[Point], looks: Mapping[RowKey, Look]) ->
     reach = max(math.log10(high / low), 1.0)
     axis.set_xlim(low / 10 ** (0.09 * reach), high * 10 ** (0.09 * reach))
     untrained = [point for point in points if point.parameters == 0]
-    dice = [p.dice for p in sized]
+    below = far_below(sized)
+    shown = [point for point in sized if point not in below]
+    dice = [p.dice for p in shown]
     near = [p for p in untrained if p.dice > min(dice) - 1.2 * (max(dice) - min(dice)) - 2]
-    ends = [value for p in [*sized, *near] for value in (p.dice - (p.std or 0), p.dice + (p.std or 0))]
+    ends = [value for p in [*shown, *near] for value in (p.dice - (p.std or 0), p.dice + (p.std or 0))]
     axis.set_ylim(*percent_range(ends, margin=0.12))
+    floor = axis.get_ylim()[0]
     front = front_of(sized)
     # Beyond its last point the front goes on: more parameters bought nothing more.
     steps_x = [p.parameters for p in front] + [axis.get_xlim()[1]]
     axis.step(
-        steps_x, [p.dice for p in front] + [front[-1].dice], where="post", color=GREY, lw=0.9, ls=(0, (4, 2)), zorder=1
-    )
+        steps_x, [max(p.dice, floor) for p in front] + [front[-1].dice], where="post", color=GREY, lw=0.9, ls=(0, (4, 2)),
+        zorder=1,
+    )  # fmt: skip
     for point in sized:
         look = looks[point.key]
-        if point.std:
+        if point.std and point not in below:
             axis.errorbar(
                 point.parameters,
                 point.dice,
@@ -127,8 +144,8 @@ def _panel(axis: Axes, points: Sequence[Point], looks: Mapping[RowKey, Look]) ->
             )
         on_front = point in front
         axis.plot(
-            [point.parameters], [point.dice], look.marker, ms=5, mew=0.9, zorder=3, mec=look.colour,
-            mfc=look.colour if on_front else "white",
+            [point.parameters], [max(point.dice, floor)], look.marker, ms=5, mew=0.9, zorder=3, mec=look.colour,
+            mfc=look.colour if on_front else "white", clip_on=False,
         )  # fmt: skip
     for point in near:
         axis.axhline(point.dice, color=GREY, lw=0.8, ls=":", zorder=1)
@@ -150,31 +167,40 @@ def _label(axis: Axes, points: Sequence[Point], looks: Mapping[RowKey, Look]) ->
     from matplotlib.patheffects import withStroke
 
     sized = [point for point in points if point.parameters > 0]
+    below, floor = far_below(sized), float(axis.get_ylim()[0])
+    names = [f"{point.label} ↓ {point.dice:.1f} %" if point in below else point.label for point in sized]
+    heights = [max(point.dice, floor) for point in sized]
     figure: Any = axis.figure
     scale, renderer = 72 / figure.dpi, figure.canvas.get_renderer()
     window = axis.get_window_extent()
     # A label may reach a little beyond the axes, never beyond the page.
     right = min(window.x1 * scale + 10, 72 * float(figure.get_size_inches()[0]) - 1)
     frame = Box(window.x0 * scale + 1, window.y0 * scale + 1, right, window.y1 * scale + 2)
-    places = [tuple(scale * float(v) for v in axis.transData.transform((p.parameters, p.dice))) for p in sized]
-    texts = [axis.text(p.parameters, p.dice, p.label, fontsize=6) for p in sized]
+    places = [
+        tuple(scale * float(v) for v in axis.transData.transform((p.parameters, y)))
+        for p, y in zip(sized, heights, strict=True)
+    ]
+    texts = [axis.text(p.parameters, y, name, fontsize=6) for p, y, name in zip(sized, heights, names, strict=True)]
     boxes = [text.get_window_extent(renderer) for text in texts]
     sizes = [(box.width * scale, box.height * scale) for box in boxes]
     for text in texts:
         text.remove()
     bars = []
     for point, (x, y) in zip(sized, places, strict=True):
-        if point.std:
+        if point.std and point not in below:
             top = scale * float(axis.transData.transform((point.parameters, point.dice + point.std))[1])
             bars.append(Box(x - 1.5, 2 * y - top, x + 1.5, top))
     notes = [text.get_window_extent(renderer) for text in axis.texts]
     bars += [Box(*(scale * end for end in (box.x0, box.y0, box.x1, box.y1))) for box in notes]
-    front = [tuple(scale * float(v) for v in axis.transData.transform((p.parameters, p.dice))) for p in front_of(sized)]
+    front = [
+        tuple(scale * float(v) for v in axis.transData.transform((p.parameters, max(p.dice, floor))))
+        for p in front_of(sized)
+    ]
     for index, (x, y) in enumerate(front):  # a step: along at this height, then up to the next
         right, up = front[index + 1] if index + 1 < len(front) else (frame.right, y)
         bars += [Box(x, y - 1, right, y + 1), Box(right - 1, y, right + 1, up)]
     placed = place_labels([(x, y) for x, y in places], sizes, frame, obstacles=bars)
-    for point, (x, y), box in zip(sized, places, placed, strict=True):
+    for name, (x, y), box in zip(names, places, placed, strict=True):
         end = leader(box, (x, y))
         if end is not None:
             axis.annotate(
@@ -182,6 +208,6 @@ def _label(axis: Axes, points: Sequence[Point], looks: Mapping[RowKey, Look]) ->
                 arrowprops={"arrowstyle": "-", "lw": 0.4, "color": GREY, "shrinkA": 0, "shrinkB": 3},
             )  # fmt: skip
         axis.annotate(
-            point.label, xy=(box.left, (box.bottom + box.top) / 2), xycoords="figure points", fontsize=6, va="center", ha="left",
+            name, xy=(box.left, (box.bottom + box.top) / 2), xycoords="figure points", fontsize=6, va="center", ha="left",
             annotation_clip=False, zorder=4, color="#222222", path_effects=[withStroke(linewidth=1.6, foreground="white")],
         )  # fmt: skip
