@@ -138,12 +138,11 @@ def division_of(config: RunConfig, path: str | Path) -> Division:
     known = config.adapter.divided.get(_place(path))
     if known is not None:
         return Division(
-            int(known["split_seed"]),
-            tuple(known["fractions"]),
-            known["split_file"],
-            known["fold"],
-            None,
-            known["stratify"],
+            seed=int(known["split_seed"]),
+            fractions=tuple(known["fractions"]),
+            split_file=known["split_file"],
+            fold=known["fold"],
+            stratify=known["stratify"],
         )
     fractions = config.data.fractions
     if config.adapter.resume_from is not None and tuple(fractions) == FRACTIONS:

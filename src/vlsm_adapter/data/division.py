@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 
 from vlsm_adapter.data.folds import fold_splits, parse_fold
@@ -49,6 +49,7 @@ class Division:
     fractions: Sequence[float] = (0.7, 0.1, 0.2)
     split_file: str | None = None
     fold: str | None = None
+    _: KW_ONLY
     subset: str | int | None = None
     subset_seed: int | None = None
     stratify: str = "size"
