@@ -4,7 +4,7 @@
 
     RUN/config.yaml        the configuration, complete
         data.json          case ids by split, the cases left out with their reasons, and the SHA-256 of the images that
-                           adapters before it were trained on
+                           it and the adapters before it were trained on
         environment.json   versions, machine, command
         metrics.csv        a row per epoch; cells of scores are empty where it was not validated
         adapter/           the best adapter by validation Dice (an adapter folder)

@@ -16,6 +16,7 @@ from vlsm_adapter.resume_from import own_division, weights_hash
 from vlsm_adapter.run_folder import RunFolder
 from vlsm_adapter.types import Record, Skipped
 
+_OWN, _BEFORE = "training_images", "parent_images"  # in data.json
 _NOT_KNOWN_BEFORE = "what the adapter was trained on that training began from is not known here: not counted"
 
 
@@ -109,20 +110,53 @@ def trained_on_before(run: RunFolder, records: Sequence[Record], console: Consol
     return TrainedOn(before=count, known=before.complete)
 
 
+def kept_for_later(run: RunFolder, training: Sequence[Record]) -> dict[str, Any]:
+    """Of the images that a run trains on what its ``data.json`` keeps, so that later changes of the data hide none.
+
+    What an earlier part of a resumed run has kept stays: an image may have changed in between.
+
+    Args:
+        training: the cases that it trains on.
+    """
+    earlier = (_kept(run, _OWN) or Images()) if run.state_file.is_file() else Images()
+    digests = FileDigests()
+    found = [digests.of(record.image) for record in training]
+    read = {digest for digest in found if digest is not None} | earlier.digests
+    return _to_keep(Images(frozenset(read), None not in found and earlier.complete), _OWN)
+
+
+def kept_of_before(run: RunFolder) -> dict[str, Any]:
+    """The same of the images of all adapters that the run began from, while those are here."""
+    return _to_keep(images_before(run), _BEFORE)
+
+
+def _to_keep(images: Images | None, name: str) -> dict[str, Any]:
+    return {
+        name: None if images is None else sorted(digest.hex() for digest in images.digests),
+        f"{name}_complete": images is not None and images.complete,
+    }
+
+
+def _kept(run: RunFolder, name: str) -> Images | None:
+    """What ``data.json`` keeps under a name; None where it keeps nothing, or something else."""
+    data = run.data()
+    with suppress(ValueError, TypeError):
+        if isinstance(kept := data.get(name), list):
+            return Images(frozenset(map(bytes.fromhex, kept)), data.get(f"{name}_complete", True) is True)
+    return None
+
+
 def images_before(run: RunFolder, digests: FileDigests | None = None) -> Images | None:
     """The training images of all adapters that the run began from, one after another; None where not known.
 
     From the run's ``data.json``, which has kept them since it began, else from the run of the adapter it began from, as long
-    as that, with the same weights, and its data lie where they did.
+    as that lies where it did, with the same weights.
     """
     section = run.config().adapter
     if section.resume_from is None:
         return Images()
-    data = run.data()
-    kept = data.get("parent_images")
-    if isinstance(kept, list):
-        with suppress(ValueError, TypeError):
-            return Images(frozenset(map(bytes.fromhex, kept)), data.get("parent_images_complete", True) is True)
+    if (kept := _kept(run, _BEFORE)) is not None:
+        return kept
     folder = Path(section.resume_from)
     parent = RunFolder(folder.parent)
     try:
@@ -138,7 +172,9 @@ def images_before(run: RunFolder, digests: FileDigests | None = None) -> Images 
 
 
 def _own_images(run: RunFolder, digests: FileDigests) -> Images | None:
-    """The images that the run trained on; None where its data is not here or it recorded no cases."""
+    """The images that the run trained on; None where it recorded none and its data, or which cases they were, is not here."""
+    if (kept := _kept(run, _OWN)) is not None:
+        return kept
     config, splits = run.config(), run.data().get("splits")
     seen = set(splits.get("train", ())) if isinstance(splits, dict) else set()
     if not seen:

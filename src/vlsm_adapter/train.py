@@ -52,7 +52,7 @@ from vlsm_adapter.processes import (
 )
 from vlsm_adapter.resume_from import cases_for, start_from
 from vlsm_adapter.run_folder import RunFolder, environment
-from vlsm_adapter.seen_cases import images_before
+from vlsm_adapter.seen_cases import kept_for_later, kept_of_before
 from vlsm_adapter.types import Record
 
 
@@ -324,9 +324,8 @@ def set_up(parts: Parts, folder: RunFolder, console: Console, fabric: Fabric | N
     fabric.barrier()  # all have read the state before the first writes another
     if fabric.is_global_zero:
         if config.adapter.resume_from is not None:  # while that is here; kept when this run is resumed
-            before = images_before(folder)
-            summary["parent_images"] = None if before is None else sorted(digest.hex() for digest in before.digests)
-            summary["parent_images_complete"] = before is not None and before.complete
+            summary |= kept_of_before(folder)
+        summary |= kept_for_later(folder, parts.train_data.records)
         files.write_json(folder.data_file, summary)
     counts = {split: sum(record.split == split for record in parts.cases.all) for split in ("train", "val", "test")}
     examples = tuple(dict.fromkeys(parts.val_data.prompt(index) for index in range(len(parts.val_data))))[:3]

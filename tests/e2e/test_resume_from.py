@@ -61,6 +61,10 @@ def test_two_commands_from_corrections_to_an_adapter(
     images = [record.image.read_bytes() for record in load_records(phantoms)[0] if record.case_id in trained]
     kept = json.loads((tmp_path / "child" / "data.json").read_text())["parent_images"]
     assert kept == sorted({hashlib.sha256(image).hexdigest() for image in images})
+    own = json.loads((tmp_path / "child" / "data.json").read_text())
+    sums = {file.stem: hashlib.sha256(file.read_bytes()).hexdigest() for file in (data / "images").iterdir()}
+    assert own["training_images"] == sorted(sums[case.removeprefix("c_")] for case in own["splits"]["train"])
+    assert own["training_images_complete"] is True
     info = read_manifest(tmp_path / "child" / "adapter").info
     digest = weights_hash(parent / "adapter")
     assert info.parent == {"sha256": digest, "data": "data"}

@@ -28,7 +28,7 @@ from vlsm_adapter.models.base import PromptSegmenter
 from vlsm_adapter.pictures import pick
 from vlsm_adapter.resume_from import weights_hash
 from vlsm_adapter.run_folder import RunFolder
-from vlsm_adapter.seen_cases import images_before, trained_on
+from vlsm_adapter.seen_cases import images_before, kept_for_later, trained_on
 from vlsm_adapter.sharing.facts import gather
 from vlsm_adapter.types import CaseScore, Record
 
@@ -401,6 +401,48 @@ def test_cases_of_given_data_that_were_trained_on_are_counted_and_not_shared_as_
     # The first evaluation was of another folder, when the data was there.
     again = next(one for one in gather(run).evaluations if one.data == "copy")
     assert (again.seen, again.held_out) == (None, False)
+
+
+def test_images_that_training_kept_are_known_whatever_becomes_of_its_data(
+    make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    data = write_data(tmp_path / "polyps")
+    run = RunFolder(make_run(data))
+    records = load_records(data)[0]
+    training = [record for record in records if record.case_id in run.data()["splits"]["train"]]
+    copy = tmp_path / "copy"
+    shutil.copytree(data, copy)
+    before, first = run.data(), training[0]
+    files.write_json(run.data_file, {**before, **kept_for_later(run, training)})
+    Image.fromarray(np.full((40, 56, 3), 9, np.uint8)).save(first.image)  # another image under the old name
+    given = load_records(copy)[0]
+
+    def seen() -> tuple[int | None, bool]:
+        found = trained_on(run, given, Console(quiet=True))
+        return found.count, found.known
+
+    assert seen() == (len(training), True)
+    # The same of a run of before images were kept: what has been trained on is not found.
+    kept = run.data()
+    files.write_json(run.data_file, before)
+    assert seen() == (len(training) - 1, True)
+    # A resumed run has seen both, one that begins anew only what is there now.
+    files.write_json(run.data_file, kept)
+    files.write_text(run.state_file, "")
+    assert len(kept_for_later(run, training)["training_images"]) == len(training) + 1
+    run.state_file.unlink()
+    assert len(kept_for_later(run, training)["training_images"]) == len(training)
+    first.image.unlink()
+    assert kept_for_later(run, training)["training_images_complete"] is False
+    shutil.rmtree(data)
+    assert seen() == (len(training), True)
+    folder = EvaluationFolder(evaluate_run(run.path, data=copy, split="test", zero_shot=False))
+    assert (folder.summary()["trained_on"], folder.summary()["trained_on_known"]) == (0, True)
+    files.write_json(run.data_file, {**kept, "training_images_complete": False})
+    assert seen() == (len(training), False)
+    for damaged in ("no list", [1], ["zz"]):  # as if nothing were kept
+        files.write_json(run.data_file, {**kept, "training_images": damaged})
+        assert seen() == (None, False)
 
 
 def test_cases_that_the_parent_was_trained_on_are_counted(
