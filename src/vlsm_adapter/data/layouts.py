@@ -133,9 +133,9 @@ def _manifest_draft(path: Path, root: Path, spellings: Spellings, number: int, l
     mask = entry.file_name("mask")
     return Draft(
         where=where,
-        image=_on_disk(entry, spellings, "image", root, image),
+        image=on_disk(entry, spellings, "image", root, image),
         image_name=_without_first(image, IMAGE_FOLDERS),
-        mask=_on_disk(entry, spellings, "mask", root, mask) if mask else None,
+        mask=on_disk(entry, spellings, "mask", root, mask) if mask else None,
         mask_name=_without_first(mask, MASK_FOLDERS) if mask else None,
         split=entry.split(),
         case_id=entry.case_id(),
@@ -157,9 +157,9 @@ def _manifest_outline(path: Path, root: Path, spellings: Spellings, number: int,
         raise DataError(f"{where}: names no case")
     return Draft(
         where=where,
-        image=_sound(lambda: _on_disk(entry, spellings, "image", root, name)) or root / name,
+        image=_sound(lambda: on_disk(entry, spellings, "image", root, name)) or root / name,
         image_name=_without_first(name, IMAGE_FOLDERS),
-        mask=_sound(lambda: _on_disk(entry, spellings, "mask", root, mask)) if mask else None,
+        mask=_sound(lambda: on_disk(entry, spellings, "mask", root, mask)) if mask else None,
         mask_name=_without_first(mask, MASK_FOLDERS) if mask else None,
         split=_sound(entry.split),
         case_id=case_id,
@@ -251,8 +251,8 @@ def published_lists(root: Path) -> dict[str, Path]:
     return lists(only(found)) if found else {}
 
 
-def _on_disk(entry: Entry, spellings: Spellings, key: str, base: Path, name: str) -> Path:
-    """The file called ``name`` in ``base``, in whichever of Unicode's forms, absolute."""
+def on_disk(entry: Entry, spellings: Spellings, key: str, base: Path, name: str) -> Path:
+    """The file called ``name`` in ``base``, in whichever of Unicode's forms, absolute; what is wrong is told of field ``key``."""
     try:
         path = spellings.file(base, name)
     except DataError as error:
@@ -266,7 +266,7 @@ def _find(entry: Entry, spellings: Spellings, key: str, folder: str, name: str, 
     for exact in (True, False):  # what is called so, before what is called so in another of Unicode's forms
         for sub in ("", *_SUBFOLDERS[split]):
             place = spellings.folder(base, sub) if sub else base
-            path = entry.inside(key, place / name) if exact else _on_disk(entry, spellings, key, place, name)
+            path = entry.inside(key, place / name) if exact else on_disk(entry, spellings, key, place, name)
             if _is_file(path):
                 return path, f"{sub}/{name}" if sub else name
     return entry.inside(key, base / name), name

@@ -30,8 +30,9 @@ from vlsm_adapter.data.importing.base import (
 )
 from vlsm_adapter.data.importing.classes import Key, LabelClass
 from vlsm_adapter.data.importing.options import Options
-from vlsm_adapter.data.layouts import SPLIT_WORDS
+from vlsm_adapter.data.layouts import SPLIT_WORDS, on_disk
 from vlsm_adapter.data.prepared import RawCase
+from vlsm_adapter.data.spellings import Spellings, composed
 from vlsm_adapter.errors import DataError
 
 _GROUP_FIELDS = ("group", "patient_id", "patient", "subject_id", "video_id", "sequence_id")
@@ -97,14 +98,20 @@ def plan_coco(path: Path, options: Options, skip_bad: bool) -> Plan:
 
 
 def _ids(images: list[_Image], names: list[str]) -> list[str]:
-    """An id for each image: its stem, with folder and ending where that is not enough."""
+    """An id for each image: its stem, with folder and ending where that is not enough, in Unicode's composed form."""
+    names = [composed(name) for name in names]
     ids = short_ids(dict.fromkeys(names))
-    seen: set[str] = set()
+    first: dict[str, _Image] = {}
     for image, name in zip(images, names, strict=True):
-        if name in seen and image.problem is None:
+        other = first.setdefault(name, image)
+        if other is not image and image.problem is None:
             where = f"{image.entry.where}, 'file_name'"
-            image.problem = DataError(f"{where}: {shown(image.name)} is listed twice: keep one entry")
-        seen.add(name)
+            if image.name != other.name and image.file != other.file:
+                image.problem = DataError(
+                    f"{where}: {image.name!a} and {other.name!a} are one name but for Unicode's form: rename one of the files"
+                )
+            else:
+                image.problem = DataError(f"{where}: {shown(image.name)} is listed twice: keep one entry")
     return [ids[name] for name in names]
 
 
@@ -162,8 +169,9 @@ def _read(
     if any(isinstance(one, dict) and "segments_info" in one for one in lists["annotations"][:1]):
         raise DataError(f"{file}: is a panoptic file, whose masks are PNG files: import those with --classes")
     class_of, chosen = _classes(file, lists["categories"], options)
-    root = _image_root(file, lists["images"], options)
-    images, bad = _images(file, lists["images"], root, split)
+    spellings = Spellings()
+    root = _image_root(file, lists["images"], options, spellings)
+    images, bad = _images(file, lists["images"], root, split, spellings)
     for number, value in enumerate(lists["annotations"]):
         where = f"{file}: annotation {number}"
         try:
@@ -213,7 +221,7 @@ def _classes(file: Path, categories: list[Any], options: Options) -> tuple[dict[
     return class_of, list(options.classes.classes)
 
 
-def _image_root(file: Path, images: list[Any], options: Options) -> Path:
+def _image_root(file: Path, images: list[Any], options: Options, spellings: Spellings) -> Path:
     """The folder that the images' names are relative to.
 
     Raises:
@@ -230,13 +238,16 @@ def _image_root(file: Path, images: list[Any], options: Options) -> Path:
     inner = [base, base / "images", *([base / split] if split else [])]
     outer = [up / "images", *([up / split, up / "images" / split] if split else []), up]
     places = inner if options.images is not None else inner + outer
-    for place in places:
-        for name in names:
-            try:
-                if (place / name).is_file():
-                    return place.resolve()
-            except (OSError, ValueError):
-                continue
+    for exact in (True, False):  # what is called so, before what is called so in another of Unicode's forms
+        for place in places:
+            for name in names:
+                try:
+                    if (place / name if exact else spellings.file(place, name)).is_file():
+                        return place.resolve()
+                except DataError:
+                    return place.resolve()  # two are called so: the entry says it
+                except (OSError, ValueError):
+                    continue
     if options.images is not None or not names:
         return base  # the entries say what is wrong
     raise DataError(
@@ -250,7 +261,9 @@ def _split_word(file: Path) -> str | None:
     return stem.removeprefix("instances_") if stem.startswith("instances_") else None
 
 
-def _images(file: Path, values: list[Any], root: Path, split: str | None) -> tuple[dict[str, _Image], list[Item]]:
+def _images(
+    file: Path, values: list[Any], root: Path, split: str | None, spellings: Spellings
+) -> tuple[dict[str, _Image], list[Item]]:
     """Images by id, and the entries that are none."""
     images: dict[str, _Image] = {}
     bad: list[Item] = []
@@ -268,9 +281,8 @@ def _images(file: Path, values: list[Any], root: Path, split: str | None) -> tup
                 images[key].problem = images[key].problem or error
                 raise error
             name = entry.needed_file_name("file_name")
-            images[key] = _Image(
-                entry, name, entry.inside("file_name", root / name), split or entry.split(), _group(entry)
-            )
+            path = on_disk(entry, spellings, "file_name", root, name)
+            images[key] = _Image(entry, name, path, split or entry.split(), _group(entry))
         except DataError as error:
             bad.append(bad_item(f"image {number}", str(file), error))
     return images, bad

@@ -30,6 +30,7 @@ from vlsm_adapter.data.importing.options import Options
 from vlsm_adapter.data.layouts import Draft, natural_key
 from vlsm_adapter.data.plain import MASK_ENDING, plain_folders
 from vlsm_adapter.data.prepared import RawCase
+from vlsm_adapter.data.spellings import composed
 from vlsm_adapter.data.volumes import Slicing, Volume, is_volume, to_8_bit
 from vlsm_adapter.errors import DataError
 
@@ -95,7 +96,7 @@ def drafts_to_volumes(
         if draft.mask is None or not (is_volume(draft.image) and is_volume(draft.mask)):
             raise DataError(f"{draft.where}: image and mask must both be NIfTI files (.nii, .nii.gz)")
         texts = next((texts for level, texts in draft.prompts.items() if level != "p0"), ())
-        name = draft.case_id or stem_of(draft.image_name)
+        name = draft.case_id or composed(stem_of(draft.image_name))
         kept = attributes.get((draft.image, draft.mask), {})
         pairs.append(_Pair(name, draft.image, draft.mask, draft.split, draft.group, texts, kept))
     return list(_items(pairs, plan, options, options.classes))

@@ -13,8 +13,9 @@ from vlsm_adapter.data.entries import Entry, parse_json, read_text, real_folder,
 from vlsm_adapter.data.importing.base import Item, Plan, record_items, skipped_items
 from vlsm_adapter.data.importing.multilabel import label_items, need_table
 from vlsm_adapter.data.importing.options import Options, spacing_of
-from vlsm_adapter.data.layouts import IMAGE_FOLDERS, MASK_FOLDERS, Collector, Draft
+from vlsm_adapter.data.layouts import IMAGE_FOLDERS, MASK_FOLDERS, Collector, Draft, on_disk
 from vlsm_adapter.data.naming import finish
+from vlsm_adapter.data.spellings import Spellings
 from vlsm_adapter.errors import DataError, nearest
 
 # Our columns, and the names that are taken for them without --columns, in lower case.
@@ -62,7 +63,7 @@ def plan_table(path: Path, options: Options, skip_bad: bool) -> Plan:
     text = read_text(file)
     image_root = real_folder(options.images or file.parent)
     mask_root = real_folder(options.masks or file.parent)
-    collector = Collector(skip_bad)
+    collector, spellings = Collector(skip_bad), Spellings()
     attributes: dict[_Where, dict[str, str]] = {}
     for number, row in _rows(file, text, options):
         where = f"{file}: line {number}"
@@ -70,7 +71,7 @@ def plan_table(path: Path, options: Options, skip_bad: bool) -> Plan:
         def make(row: Mapping[str, Any] | DataError = row, where: str = where) -> Draft:
             if isinstance(row, DataError):
                 raise row
-            draft = _draft(row, where, image_root, mask_root, named=options.prompt or options.classes)
+            draft = _draft(row, where, image_root, mask_root, spellings, named=options.prompt or options.classes)
             attributes[draft.image, draft.mask] = _kept(row, options, where)
             return draft
 
@@ -204,7 +205,9 @@ def _mapped(values: Mapping[str, Any], mapping: Mapping[str, str], options: Opti
     return row
 
 
-def _draft(row: Mapping[str, Any], where: str, image_root: Path, mask_root: Path, *, named: object) -> Draft:
+def _draft(
+    row: Mapping[str, Any], where: str, image_root: Path, mask_root: Path, spellings: Spellings, *, named: object
+) -> Draft:
     values = dict(row)
     for column, root in (("image", image_root), ("mask", mask_root)):
         name = values.get(column)
@@ -228,9 +231,9 @@ def _draft(row: Mapping[str, Any], where: str, image_root: Path, mask_root: Path
     mask_entry = Entry(values, where, mask_root)
     return Draft(
         where=where,
-        image=entry.inside("image", image_root / image),
+        image=on_disk(entry, spellings, "image", image_root, image),
         image_name=_shorter(image, IMAGE_FOLDERS),
-        mask=mask_entry.inside("mask", mask_root / mask),
+        mask=on_disk(mask_entry, spellings, "mask", mask_root, mask),
         mask_name=_shorter(mask, MASK_FOLDERS),
         split=entry.split(),
         case_id=entry.case_id(),

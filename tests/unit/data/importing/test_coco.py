@@ -130,6 +130,70 @@ def test_images_are_found_where_the_user_says(make: Callable, tmp_path: Path) ->
     assert import_data(file, tmp_path / "out", options={"images": str(tmp_path / "far/away")}).cases == 3
 
 
+@pytest.mark.parametrize("folder", ["set", "set/images", "set/list", "images", "far"])
+def test_images_are_found_however_accents_are_written(
+    make: Callable, forms: tuple, imported: Callable, tmp_path: Path, folder: str
+) -> None:
+    listed, stored = forms
+
+    def change(content: dict[str, Any]) -> None:
+        for number, image in enumerate(content["images"], start=1):
+            image["file_name"] = listed(f"Köln/Müller {number}.png")
+
+    file = make(change, folder=folder)
+    file = file.rename(file.with_name("instances_list.json"))
+    (tmp_path / folder / stored("Köln")).mkdir()
+    for number in (1, 2, 3):
+        (tmp_path / folder / f"p{number}.png").rename(tmp_path / folder / stored(f"Köln/Müller {number}.png"))
+    options = {"images": str(tmp_path / "far")} if folder == "far" else {}
+    import_data(file, tmp_path / "out", options=options)
+    assert sorted(imported(tmp_path / "out")) == [
+        f"Köln__Müller_{name}" for name in ("1__polyp", "1__surgical_tool", "2__surgical_tool")
+    ], "the ids are the same, whoever wrote the file"
+
+
+@pytest.mark.usefixtures("unicode_matters")
+def test_a_folder_with_the_names_as_listed_comes_before_one_with_the_other_form(
+    make: Callable, forms: tuple, tmp_path: Path
+) -> None:
+    listed, stored = forms
+    file = make(lambda content: [one.update(file_name=listed(f"é{one['id']}.png")) for one in content["images"]])
+    for number in (1, 2, 3):
+        image = tmp_path / f"set/images/p{number}.png"
+        image.rename(image.with_name(listed(f"é{number}.png")))
+        Image.new("RGB", (3, 3)).save(tmp_path / "set" / stored(f"é{number}.png"))  # looked into first
+    assert import_data(file, tmp_path / "out").cases == 3
+
+
+@pytest.mark.usefixtures("unicode_matters")
+def test_names_that_differ_in_the_form_of_accents_alone_are_told(make: Callable, tmp_path: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["images"][0]["file_name"] = "é.png"
+        content["images"][1]["file_name"] = "e\u0301.png"
+
+    file, folder = make(change), tmp_path / "set/images"
+    (folder / "p1.png").rename(folder / "é.png")
+    with pytest.raises(DataError, match=r"image 1, 'file_name': .* is listed twice: keep one entry"):
+        import_data(file, tmp_path / "out")
+    (folder / "p2.png").rename(folder / "e\u0301.png")
+    with pytest.raises(
+        DataError,
+        match=r"image 1, 'file_name': 'e\\u0301.png' and '\\xe9.png' are one name .*: rename one of the files",
+    ) as caught:
+        import_data(file, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("unicode_matters")
+def test_two_files_that_a_name_may_mean_are_told(make: Callable, tmp_path: Path) -> None:
+    file, folder = make(_put("images", 0, "file_name", value="e\u0301é.png")), tmp_path / "set/images"
+    file.write_text(file.read_text().replace("p2.png", "gone.png").replace("p3.png", "gone too.png"))
+    (folder / "p1.png").rename(folder / "éé.png")
+    (folder / "p2.png").rename(folder / "e\u0301e\u0301.png")
+    with pytest.raises(DataError, match=r"image 0, 'file_name': .*images: holds .* and .*: rename one of them"):
+        import_data(file, tmp_path / "out")
+
+
 def _put(*path: Any, value: Any) -> Callable[[dict[str, Any]], None]:
     def change(content: dict[str, Any]) -> None:
         target: Any = content

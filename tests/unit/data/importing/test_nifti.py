@@ -141,6 +141,16 @@ def test_other_layouts(tmp_path: Path, imported: Callable) -> None:
     assert (record.group, record.split, record.prompts["p1"]) == ("p9", "test", ("liver",))
 
 
+def test_a_table_finds_volumes_however_accents_are_written(forms: tuple, imported: Callable, tmp_path: Path) -> None:
+    listed, stored = forms
+    save(tmp_path / "c" / stored("Müller.nii.gz"), scan())
+    save(tmp_path / "d" / stored("Müller.nii.gz"), (labels() > 0).astype(np.int16))
+    name = listed("Müller.nii.gz")
+    (tmp_path / "t.csv").write_text(f"image,mask,text\nc/{name},d/{name},liver\n", encoding="utf-8")
+    import_data(tmp_path / "t.csv", tmp_path / "out")
+    assert sorted(imported(tmp_path / "out")) == ["c__Müller_axi0002", "c__Müller_axi0003"]
+
+
 def test_labelled_test_cases_are_the_test_split(nnunet: Path, tmp_path: Path) -> None:
     save(nnunet / "imagesTs/p1_0000.nii.gz", scan())
     assert "unassigned" in import_data(nnunet, tmp_path / "unlabelled").splits

@@ -101,6 +101,56 @@ def test_absolute_names_inside_of_the_folder_are_taken(root: Path, tmp_path: Pat
     assert import_data(file, tmp_path / "out").cases == 1
 
 
+@pytest.mark.parametrize("options", [{}, {"classes": "1=polyp"}], ids=["masks", "label maps"])
+@pytest.mark.parametrize("places", [False, True], ids=["beside", "elsewhere"])
+def test_files_are_found_however_accents_are_written(
+    root: Path, forms: tuple, imported: Callable, tmp_path: Path, options: dict, places: bool
+) -> None:
+    listed, stored = forms
+    for folder in ("scans", "segs"):
+        (root / folder / stored("Köln")).mkdir()
+        (root / folder / "a.png").rename(root / folder / stored("Köln/Müller.png"))
+    name = listed("Köln/Müller.png")
+    image, mask = (name, name) if places else (f"scans/{name}", f"segs/{name}")
+    file = table(root, f"image,mask,text,patient\n{image},{mask},polyp,Ö\n")
+    where = {"images": str(root / "scans"), "masks": str(root / "segs")} if places else {}
+    import_data(file, tmp_path / "out", options={**options, **where})
+    ((case_id, (_, mask_pixels)),) = imported(tmp_path / "out").items()
+    assert case_id == ("Köln__Müller" if places else "scans__Köln__Müller"), (
+        "the id is the same, whoever wrote the table"
+    )
+    assert mask_pixels.sum() == 8
+
+
+def test_jsonl_finds_files_however_accents_are_written(
+    root: Path, forms: tuple, imported: Callable, tmp_path: Path
+) -> None:
+    listed, stored = forms
+    for folder in ("scans", "segs"):
+        (root / folder / "a.png").rename(root / folder / stored("é.png"))
+    row = {"image": listed("scans/é.png"), "mask": listed("segs/é.png"), "text": "polyp", "case_id": listed("é")}
+    import_data(table(root, json.dumps(row), "x.jsonl"), tmp_path / "out")
+    assert list(imported(tmp_path / "out")) == [listed("é")], "a case id is taken as it is given"
+
+
+@pytest.mark.usefixtures("unicode_matters")
+def test_of_two_files_of_one_name_the_listed_one_is_taken_or_both_are_told(
+    root: Path, imported: Callable, tmp_path: Path
+) -> None:
+    for one, name in (("b", "éé"), ("c", "e\u0301e\u0301")):
+        (root / "scans" / f"{one}.png").rename(root / "scans" / f"{name}.png")
+        (root / "segs" / f"{one}.png").rename(root / "segs" / f"{name}.png")
+    rows = "".join(f"scans/{name}.png,segs/{name}.png,polyp,{name}\n" for name in ("éé", "e\u0301e\u0301"))
+    import_data(table(root, f"image,mask,text,case_id\n{rows}"), tmp_path / "out")
+    assert [int(mask.sum()) for _, mask in imported(tmp_path / "out").values()] == [16, 24]
+    file = table(root, "image,mask,text\nscans/e\u0301é.png,segs/a.png,polyp\nscans/a.png,segs/a.png,polyp\n")
+    with pytest.raises(DataError, match=r"line 2, 'image': .*scans: holds .* and .*: rename one of them") as caught:
+        import_data(file, tmp_path / "neither")
+    assert "\n" not in str(caught.value)
+    summary = import_data(file, tmp_path / "skipping", skip_bad=True)
+    assert (summary.cases, len(summary.skipped)) == (1, 1)
+
+
 def test_a_folder_with_one_table_is_that_table(root: Path, tmp_path: Path) -> None:
     table(root, "image,mask,text\nscans/a.png,segs/a.png,polyp\n")
     assert import_data(root, tmp_path / "out").cases == 1
