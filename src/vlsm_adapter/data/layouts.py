@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from vlsm_adapter.data.entries import Entry, parse_json, read_text, unsafe_name
+from vlsm_adapter.data.entries import Entry, parse_json, read_text, shown, unsafe_name
 from vlsm_adapter.data.spellings import Spellings, folders_like, only
 from vlsm_adapter.data.splits import SPLITS
 from vlsm_adapter.errors import DataError
@@ -236,19 +236,21 @@ def _published_outline(root: Path, spellings: Spellings, file: Path, split: str,
 
 
 def published_lists(root: Path) -> dict[str, Path]:
-    """Split to ``anns/SPLIT.json``, of those that are there; the folder may be in capitals.
+    """Split to ``anns/SPLIT.json``, of those that are there; the folder may be in capitals, and one without lists hides none.
 
     Raises:
         DataError: two such folders hold lists, neither called ``anns``.
     """
 
-    def lists(folder: Path) -> dict[str, Path]:
-        return {split: file for split in SPLITS if _is_file(file := folder / f"{split}.json")}
+    if exact := split_lists(root / "anns"):
+        return exact
+    found = [folder for folder in folders_like(root, ["anns"]).get("anns", []) if split_lists(folder)]
+    return split_lists(only(found)) if found else {}
 
-    if (root / "anns").is_dir():
-        return lists(root / "anns")
-    found = [folder for folder in folders_like(root, ["anns"]).get("anns", []) if lists(folder)]
-    return lists(only(found)) if found else {}
+
+def split_lists(folder: Path) -> dict[str, Path]:
+    """Split to ``SPLIT.json``, of those that are in ``folder``."""
+    return {split: file for split in SPLITS if _is_file(file := folder / f"{split}.json")}
 
 
 def on_disk(entry: Entry, spellings: Spellings, key: str, base: Path, name: str) -> Path:
@@ -269,6 +271,12 @@ def _find(entry: Entry, spellings: Spellings, key: str, folder: str, name: str, 
             path = entry.inside(key, place / name) if exact else on_disk(entry, spellings, key, place, name)
             if _is_file(path):
                 return path, f"{sub}/{name}" if sub else name
+    for place in (base, *(spellings.folder(base, sub) for sub in _SUBFOLDERS[split])):
+        if other := spellings.beside(place):
+            # A folder is read that is called exactly so, were it empty: the file may lie in the other one.
+            entry.fail(
+                key, f"{shown(name)} is not in {place}/, and beside it lies {other.name}/: join or rename one of them"
+            )
     return entry.inside(key, base / name), name
 
 

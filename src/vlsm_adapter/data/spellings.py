@@ -24,6 +24,7 @@ class Spellings:
     def __init__(self) -> None:
         self._listed: dict[Path, dict[str, list[str]]] = {}
         self._folders: dict[tuple[Path, str], Path] = {}
+        self._beside: dict[Path, Path | None] = {}
 
     def file(self, base: Path, name: str) -> Path:
         """``base / name`` as it is written on disk; where nothing is called so in either Unicode form, as it is given.
@@ -66,6 +67,14 @@ class Spellings:
             self._folders[key] = exact if exact.is_dir() else only(folders_like(base, [name]).get(name, [exact]))
         return self._folders[key]
 
+    def beside(self, folder: Path) -> Path | None:
+        """Another folder that is called as ``folder``, which ``folder()`` gave, but for capitals; None where there is none."""
+        if folder not in self._beside:
+            name = folder.name.lower()
+            others = [one for one in folders_like(folder.parent, [name]).get(name, []) if not _same(one, folder)]
+            self._beside[folder] = others[0] if others else None
+        return self._beside[folder]
+
     def _names(self, folder: Path) -> dict[str, list[str]]:
         """The names in a folder by their composed form."""
         if folder not in self._listed:
@@ -91,6 +100,14 @@ def folders_like(base: Path, names: Iterable[str]) -> dict[str, list[Path]]:
     for name in here:
         found.setdefault(name.lower(), []).append(base / name)
     return found
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether both are one folder: a link, or one spelling of it where capitals do not matter."""
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
 
 
 def only(folders: list[Path]) -> Path:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -342,6 +343,48 @@ def test_published_folders_that_differ_in_capitals(tmp_path: Path) -> None:
     refused(tmp_path, "holds IMAGES/ and Images/", "rename one of them")
     published(tmp_path, {"train": 2})  # as it is called, it is meant
     assert all(record.image.parent.name == "images" for record in load_records(tmp_path)[0])
+
+
+def capitals_matter(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    if folder.with_name(folder.name.upper()).exists():
+        pytest.skip("capitals do not matter on this disc")
+
+
+@pytest.mark.parametrize("left", [(), ("README.txt",), (".DS_Store",)], ids=["empty", "a note", "a hidden file"])
+def test_an_empty_anns_hides_no_other(tmp_path: Path, left: tuple[str, ...]) -> None:
+    capitals_matter(tmp_path / "try" / "a")
+    root = published(tmp_path / "set", {"train": 2, "test": 1})
+    (root / "anns").rename(root / "Anns")
+    (root / "anns").mkdir()
+    for name in left:
+        (root / "anns" / name).write_text("")
+    assert sorted(record.case_id for record in load_records(root)[0]) == ["test0", "train0", "train1"]
+    shutil.copytree(root / "Anns", root / "ANNS")
+    refused(root, "holds ANNS/ and Anns/", "rename one of them")
+    for name in ("ANNS", "Anns"):
+        shutil.rmtree(root / name)
+    refused(root, "anns: holds none of train.json, val.json, test.json")
+
+
+@pytest.mark.parametrize(("key", "folder"), [("img_name", "images"), ("mask_name", "masks")])
+@pytest.mark.parametrize("sub", ["", "/train"])
+def test_an_empty_folder_beside_one_in_capitals_is_told(tmp_path: Path, key: str, folder: str, sub: str) -> None:
+    capitals_matter(tmp_path / "try" / "a")
+    root = published(tmp_path / "set", {"train": 2}, images=f"images{sub}", masks=f"masks{sub}")
+    place = root / f"{folder}{sub}"
+    other = place.rename(place.with_name(place.name.capitalize()))
+    place.mkdir()
+    file = "train0.jpg" if key == "img_name" else "train0.png"
+    refused(root, f"entry 0, '{key}': '{file}' is not in {place}/", f"lies {other.name}/: join or rename one of them")
+    # Where the files are there, what else is called so is nobody's business; nor is a link to the folder itself.
+    for one in list(other.iterdir()):
+        one.rename(place / one.name)
+    assert len(load_records(root)[0]) == 2
+    other.rmdir()
+    other.symlink_to(place)
+    (place / file).unlink()
+    refused(root, f"{file}: no such file")
 
 
 @pytest.mark.parametrize("base", ["", "Train"])

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from vlsm_adapter.data.entries import Entry, parse_json, read_text
+from vlsm_adapter.data.layouts import published_lists, split_lists
 from vlsm_adapter.data.prepared import RawCase
 from vlsm_adapter.data.sources.base import Source
 from vlsm_adapter.data.splits import SPLITS
@@ -41,24 +42,23 @@ class Annotations:
 
 
 def read_annotations(path: str | os.PathLike[str], name: str) -> Annotations:
-    """The lists of the data set ``name`` in ``path``, or in its sub-folder of that name.
+    """The lists of the data set ``name`` in ``path``, or in its sub-folder of that name, there or in ``anns/`` as published.
 
     Raises:
         DataError: no list is there, or one is damaged; the message names the entry.
     """
     root = Path(path).expanduser()
-    places = [root / name, root / name / "anns", root, root / "anns"]
-    folder = next((place for place in places if any((place / f"{split}.json").is_file() for split in SPLITS)), None)
-    if folder is None:
+    ways = (find(place) for place in (root / name, root) for find in (split_lists, published_lists))
+    lists = next((found for found in ways if found), None)
+    if lists is None:
         raise DataError(
             f"{root}: holds no annotations of {name}: looked for train.json, val.json or test.json there and in {name}/"
         )
     entries: dict[str, dict[str, Prompts]] = {}
     repeated = 0
     hashed = hashlib.blake2b(digest_size=8)
-    present = [split for split in SPLITS if (folder / f"{split}.json").is_file()]
-    for split in present:
-        file = folder / f"{split}.json"
+    folder = next(iter(lists.values())).parent
+    for split, file in lists.items():
         text = read_text(file)
         hashed.update(f"{split}\0{text}\0".encode("utf-8", "surrogatepass"))
         values = parse_json(text, str(file))
@@ -73,7 +73,7 @@ def read_annotations(path: str | os.PathLike[str], name: str) -> Annotations:
             splits = entries.setdefault(str(PurePosixPath(mask).with_suffix("")), {})
             repeated += split in splits
             splits.setdefault(split, prompts)
-    missing = tuple(split for split in SPLITS if split not in present)
+    missing = tuple(split for split in SPLITS if split not in lists)
     return Annotations(folder, entries, missing, hashed.hexdigest(), repeated)
 
 

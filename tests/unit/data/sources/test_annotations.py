@@ -51,6 +51,18 @@ def joined(folder: Path, *names: str, expected: int | None = None) -> tuple[dict
     return {case.case_id: (case.split, case.prompts["p1"]) for case in found}, warnings
 
 
+@pytest.mark.parametrize("place", ["kvasir_polyp/anns", "anns", "kvasir_polyp/Anns", "Anns"])
+def test_lists_lie_in_anns_as_published(lists: Callable[..., Path], place: str) -> None:
+    root = lists(train=["a"])
+    file = (root / "kvasir_polyp/train.json").rename(root / "train.json")
+    (root / place).parent.joinpath("anns").mkdir()  # were it empty
+    (root / place).mkdir(exist_ok=True)
+    file.rename(root / place / "train.json")
+    found = read_annotations(root, "kvasir_polyp")
+    assert found.folder.samefile(root / place)
+    assert list(found.entries) == ["a"]
+
+
 def test_split_and_prompts(lists: Callable[..., Path]) -> None:
     found, warnings = joined(lists(train=["a", "b"], val=["c"], test=["d"]), "a", "b", "c", "d", expected=4)
     assert found == {
