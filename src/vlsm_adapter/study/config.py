@@ -140,8 +140,11 @@ class Study:
 
     def error(self, problems: Iterable[str]) -> ConfigError:
         """To raise for what is wrong with the study: each problem once, on a line that names the file it was read from."""
-        said_by = "" if self.file is None else f"{self.file}: "
-        return ConfigError("\n".join(f"{said_by}{problem}" for problem in dict.fromkeys(problems)))
+        return ConfigError("\n".join(self.line(problem) for problem in dict.fromkeys(problems)))
+
+    def line(self, told: str) -> str:
+        """``told`` behind the name of the file that the study was read from, which is where the user mends it."""
+        return told if self.file is None else f"{self.file}: {told}"
 
     def to_yaml(self) -> str:
         """The study with all defaults and variants written out; reads back to an equal one."""

@@ -11,7 +11,7 @@ from typing import Any
 from vlsm_adapter import files
 from vlsm_adapter.data.entries import real_folder
 from vlsm_adapter.data.subsets import subset_size
-from vlsm_adapter.errors import ConfigError, UserError
+from vlsm_adapter.errors import UserError
 from vlsm_adapter.study.checks import Facts, Probe, check_cells
 from vlsm_adapter.study.config import Study
 from vlsm_adapter.study.drift import Comparison, drift
@@ -107,7 +107,7 @@ def settle(plan: Plan) -> None:
     """Fill in the cells, with what the searches that are over have chosen, and which of them are to be run.
 
     Raises:
-        ConfigError: a run is on disk with another configuration; a line for each.
+        ConfigError: a run is on disk with another configuration; a line for each, which names the study's file.
     """
     chosen: dict[Group, Mapping[str, Any]] = {}
     for search in plan.searches:
@@ -121,7 +121,7 @@ def settle(plan: Plan) -> None:
     decided = [cell for cell in plan.cells if not plan.study.methods[cell.method].space or cell.group in chosen]
     drifts = [drift(plan.cell_folder(cell), cell.config, plan.comparison, trains=cell.trains) for cell in decided]
     if problems := [found for found in drifts if found is not None]:
-        raise ConfigError("\n".join(problems))
+        raise plan.study.error(problems)
     plan.todo = [cell for cell in plan.selected if cell.group in plan.undecided or not plan.finished(cell)]
     plan.estimator.done = [
         (cell, found) for cell in decided if plan.finished(cell) and (found := plan.cell_folder(cell).resources())

@@ -13,7 +13,7 @@ from vlsm_adapter.study.plan import Plan
 
 
 def mixed_precision(plan: Plan) -> str | None:
-    """One line where ``auto`` trains what is to come in another arithmetic than what is on disk; None where it does not."""
+    """Where ``auto`` trains what is to come in another arithmetic than what is on disk: one line, to be mended in the study's file; else None."""
     auto = {name: folder for name, folder, config in _trainings(plan) if config.train.precision == AUTO}
     if all(folder.trained() for folder in auto.values()):
         return None
@@ -30,7 +30,7 @@ def mixed_precision(plan: Plan) -> str | None:
     else:
         remedy = f"to train the others like them, write 'train: {{precision: {usual}}}' in the study"
     told = " and ".join(f"{used} in {plural(count, 'run')}" for used, count in counts)
-    return (
+    return plan.study.line(
         f"train.precision: auto is {here} on this machine, and was {told} of this study, the first {next(iter(others))}: "
         f"what is trained now is no repetition of them, and a report leaves the fewer out; {remedy}"
     )

@@ -152,15 +152,15 @@ class GroupSearch:
         if folder.cell_file.is_file():
             params = dict(folder.cell().get("params") or {})
             if params.keys() != proposal.keys():
-                raise ConfigError(
-                    f"search: {folder.path} was begun with {', '.join(params)}, the study now searches "
-                    f"{', '.join(proposal)}; remove {self.folder} to search anew"
+                raise self._refusal(
+                    f"{folder.path} was begun with {', '.join(params)}, the study now searches {', '.join(proposal)}; remove "
+                    f"{self.folder} to search anew"
                 )
             for key, value in params.items():
                 grid = self.settings.sampler == "grid"
                 if not self.space[key].holds(value) or (grid and repr(value) != repr(proposal[key])):
-                    raise ConfigError(
-                        f"search: {folder.path} was begun with {key}={value!r}, which {self.space[key].to_plain()} does not give "
+                    raise self._refusal(
+                        f"{folder.path} was begun with {key}={value!r}, which {self.space[key].to_plain()} does not give "
                         f"it now; bring back what the study searched, or remove {self.folder} to search anew"
                     )
         wrong = None
@@ -170,9 +170,12 @@ class GroupSearch:
             wrong = one_line(error)
         else:
             if changed := drift(folder, config, self._comparison):
-                raise ConfigError(f"search: {changed}")
+                raise self._refusal(changed)
         self._checked[number] = asked, params, wrong
         return params, wrong
+
+    def _refusal(self, problem: str) -> ConfigError:
+        return self.study.error([f"search: {problem}"])
 
 
 def _stamp(file: Path) -> tuple[int, int, int] | None:

@@ -99,7 +99,7 @@ def test_finished_runs_are_not_done_again_and_new_cells_are_added(plan_of: Plann
     assert {row["path"] for row in told["runs"]} == {f"runs/{cell.path}" for cell in more.cells}
 
 
-def test_a_changed_run_is_refused_each_on_a_line(plan_of: Planned) -> None:
+def test_a_changed_run_is_refused_each_on_a_line(plan_of: Planned, tmp_path: Path) -> None:
     plan = plan_of()
     run_like(plan, 1)
     run_like(plan, 2)
@@ -108,6 +108,7 @@ def test_a_changed_run_is_refused_each_on_a_line(plan_of: Planned) -> None:
     told = str(caught.value).splitlines()
     assert len(told) == 2
     assert all("train.lr=0.125, was 0.001" in line and "remove the folder" in line for line in told)
+    assert all(line.startswith(f"{tmp_path / 'study.yaml'}: {tmp_path / 'study'}") for line in told), "what to change"
     # What does not change results does not stop it.
     assert len(plan_of(train={"epochs": 2, "workers": 2}, log={"tensorboard": True}).todo) == 1
     CellFolder(plan.cell_folder(plan.cells[1]).path).run.config_file.write_text("train: [")
@@ -116,7 +117,7 @@ def test_a_changed_run_is_refused_each_on_a_line(plan_of: Planned) -> None:
 
 
 def test_another_arithmetic_by_auto_is_told_with_what_to_write(
-    plan_of: Planned, monkeypatch: pytest.MonkeyPatch
+    plan_of: Planned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vlsm_adapter.optimization._cpu_has_bf16", lambda: True)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -127,6 +128,8 @@ def test_another_arithmetic_by_auto_is_told_with_what_to_write(
     assert mixed_precision(plan_of()) is None
     folder.run.environment_file.write_text('{"precision": "32-true"}')
     told = str(mixed_precision(plan_of()))
+    file = tmp_path / "study.yaml"
+    assert told.startswith(f"{file}: train.precision: auto is ")
     assert "auto is bf16-mixed on this machine, and was 32-true in 1 run of this study, the first polyps/" in told
     assert "write 'train: {precision: 32-true}' in the study" in told
     assert "\n" not in told
@@ -134,8 +137,10 @@ def test_another_arithmetic_by_auto_is_told_with_what_to_write(
     named = plan_of(train={"epochs": 2, "precision": "32-true"})
     assert len(named.todo) == 2
     assert mixed_precision(named) is None
-    with pytest.raises(ConfigError, match=r"train\.precision='bf16-mixed', was '32-true'"):
+    with pytest.raises(ConfigError, match=r"train\.precision='bf16-mixed', was '32-true'") as caught:
         plan_of(train={"epochs": 2, "precision": "bf16-mixed"})
+    assert str(caught.value).startswith(f"{file}: {folder.path}: train.precision=")
+    assert "\n" not in str(caught.value)
     folder.run.environment_file.write_text('{"precision": "16-mixed"}')  # of a GPU, which is not here
     assert "16-mixed in 1 run" in str(mixed_precision(plan_of()))
     assert "on a machine like theirs" in str(mixed_precision(plan_of()))

@@ -175,7 +175,7 @@ def test_a_search_over_other_keys_than_before_is_refused(tmp_path: Path) -> None
     search.round()
     finish(search, 0, 0.5)
     values = {**VALUES, "methods": {"dense": {}}}
-    with pytest.raises(ConfigError, match="was begun with"):
+    with pytest.raises(ConfigError, match=re.escape(f"{tmp_path / 'study.yaml'}: search: ") + ".*was begun with"):
         search_of(tmp_path, values).round()
 
 
@@ -193,8 +193,10 @@ def test_trials_of_another_search_are_not_taken_for_this_one(change: dict[str, A
     finish(search, 0, 0.5)
     search_of(tmp_path).round()
     values = {**VALUES, "search": {**VALUES["search"], **change}}
-    with pytest.raises(ConfigError, match=re.escape(says)):
+    with pytest.raises(ConfigError, match=re.escape(says)) as caught:
         search_of(tmp_path, values).round()
+    assert str(caught.value).startswith(f"{tmp_path / 'study.yaml'}: search: ")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_grid_whose_choices_moved_is_refused(tmp_path: Path) -> None:
