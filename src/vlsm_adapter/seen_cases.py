@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from vlsm_adapter.run_folder import RunFolder
 from vlsm_adapter.types import Record, Skipped
 
 _OWN, _BEFORE = "training_images", "parent_images"  # in data.json
+_DIGEST = hashlib.sha256().digest_size
 _NOT_KNOWN_BEFORE = "what the adapter was trained on that training began from is not known here: not counted"
 
 
@@ -118,7 +120,9 @@ def kept_for_later(run: RunFolder, training: Sequence[Record]) -> dict[str, Any]
     Args:
         training: the cases that it trains on.
     """
-    earlier = (_kept(run, _OWN) or Images()) if run.state_file.is_file() else Images()
+    resumed = run.state_file.is_file()
+    # What a run of an older version had seen before it was resumed is not known.
+    earlier = (_kept(run, _OWN) or Images(complete=False)) if resumed else Images()
     digests = FileDigests()
     found = [digests.of(record.image) for record in training]
     read = {digest for digest in found if digest is not None} | earlier.digests
@@ -142,7 +146,9 @@ def _kept(run: RunFolder, name: str) -> Images | None:
     data = run.data()
     with suppress(ValueError, TypeError):
         if isinstance(kept := data.get(name), list):
-            return Images(frozenset(map(bytes.fromhex, kept)), data.get(f"{name}_complete", True) is True)
+            digests = frozenset(map(bytes.fromhex, kept))
+            if all(len(digest) == _DIGEST for digest in digests):
+                return Images(digests, data.get(f"{name}_complete", True) is True)
     return None
 
 

@@ -430,6 +430,10 @@ def test_images_that_training_kept_are_known_whatever_becomes_of_its_data(
     files.write_json(run.data_file, kept)
     files.write_text(run.state_file, "")
     assert len(kept_for_later(run, training)["training_images"]) == len(training) + 1
+    assert kept_for_later(run, training)["training_images_complete"] is True
+    files.write_json(run.data_file, before)  # an older version did not keep what the run has seen so far
+    assert kept_for_later(run, training)["training_images_complete"] is False
+    files.write_json(run.data_file, kept)
     run.state_file.unlink()
     assert len(kept_for_later(run, training)["training_images"]) == len(training)
     first.image.unlink()
@@ -440,7 +444,7 @@ def test_images_that_training_kept_are_known_whatever_becomes_of_its_data(
     assert (folder.summary()["trained_on"], folder.summary()["trained_on_known"]) == (0, True)
     files.write_json(run.data_file, {**kept, "training_images_complete": False})
     assert seen() == (len(training), False)
-    for damaged in ("no list", [1], ["zz"]):  # as if nothing were kept
+    for damaged in ("no list", [1], ["zz"], ["00"]):  # as if nothing were kept
         files.write_json(run.data_file, {**kept, "training_images": damaged})
         assert seen() == (None, False)
 

@@ -79,9 +79,8 @@ class Division:
             parts.append(subset_name(self.subset))
         if self.subset_seed is not None:
             parts.append(f"subset seed {self.subset_seed}")
-        if self.fold is not None or (self.subset is not None and self.subset_seed is None):
-            parts.append(f"split seed {self.seed}")
         if self.fold is not None or self.subset is not None:
+            parts.append(f"split seed {self.seed}")
             parts += ["not stratified"] if self.stratify == "none" else []
         return ", ".join(parts)
 

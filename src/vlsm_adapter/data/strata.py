@@ -10,6 +10,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
 
 from vlsm_adapter.data.splits import place, unit_of
 from vlsm_adapter.errors import DataError
@@ -31,20 +34,28 @@ def foreground_shares(
         records: the cases.
         progress: called with the number of cases done.
     """
-    from vlsm_adapter.data.images import read_mask
-
     shares: dict[str, float | None] = {}
     for number, record in enumerate(records, start=1):
         share: float | None = None
         if record.mask is not None:
-            try:
-                share = float(read_mask(record.mask, record.mask_value).mean())
-            except DataError:
-                share = None
+            with suppress(OSError):
+                status = record.mask.stat()
+                share = _share(record.mask, record.mask_value, status.st_size, status.st_mtime_ns, status.st_ino)
         shares[record.case_id] = share
         if progress is not None:
             progress(number)
     return shares
+
+
+@lru_cache(maxsize=1 << 17)
+def _share(mask: Path, value: int | None, *_of_file: int) -> float | None:
+    """Of one file as it is now: a study asks for the same masks once for every seed that has a subset of its own."""
+    from vlsm_adapter.data.images import read_mask
+
+    try:
+        return float(read_mask(mask, value).mean())
+    except DataError:
+        return None
 
 
 def strata_of(records: Sequence[Record], shares: Mapping[str, float | None], bins: int = BINS) -> dict[str, int]:

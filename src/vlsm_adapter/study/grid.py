@@ -27,6 +27,9 @@ _IMMATERIAL = {
     "log": ("tensorboard", "wandb", "mlflow", "project"),
 }
 
+# What it means where a key of `_comparable` is not there.
+_UNSAID = {"subsets": "shared"}
+
 #: data set, protocol, model, method: what hyper-parameters are chosen for.
 Group = tuple[str, str, str, str]
 
@@ -190,7 +193,9 @@ def differences(then: RunConfig, now: RunConfig, *, same_base: bool | None = Non
         old["model.name"] = new["model.name"] = None
         found += [] if same_base else [f"model.name={now.model.name!r} has other weights than the run's base had"]
     return found + [
-        f"{key}={new.get(key)!r}, was {old.get(key)!r}" for key in {**new, **old} if new.get(key) != old.get(key)
+        f"{key}={new.get(key, _UNSAID.get(key))!r}, was {old.get(key, _UNSAID.get(key))!r}"
+        for key in {**new, **old}
+        if new.get(key) != old.get(key)
     ]
 
 
@@ -203,7 +208,11 @@ def _comparable(config: RunConfig) -> dict[str, Any]:
     for key in ("split_file", "val_path"):  # where they lie does not count; what they hold is compared by the cases
         if values["data"][key] is not None:
             values["data"][key] = Path(values["data"][key]).name
-    flat = {f"{section}.{name}": value for section, entry in values.items() for name, value in entry.items()}
+    drawn = values["data"].pop("subset_seed")  # a study says it as a rule for all its seeds
+    flat: dict[str, Any] = (
+        {} if drawn is None else {"subsets": "per_seed" if drawn == config.train.seed else f"seed {drawn}"}
+    )
+    flat |= {f"{section}.{name}": value for section, entry in values.items() for name, value in entry.items()}
     settings = flat.pop("adapter.settings")
     # The method's defaults written out or not are the same run.
     from vlsm_adapter.adapters import adapter_config

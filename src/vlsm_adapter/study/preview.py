@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vlsm_adapter.study.checks import Probe
 from vlsm_adapter.study.estimate import cores, free_memory_gb, gpus, side_by_side, spell, time_step
-from vlsm_adapter.study.grid import Cell
+from vlsm_adapter.study.grid import WHOLE, Cell
 from vlsm_adapter.study.plan import Plan, check
 
 if TYPE_CHECKING:
@@ -29,10 +29,11 @@ def preview(plan: Plan, *, jobs: int | None, local: bool) -> Iterator[str]:
     """
     check(plan, absent_is_wrong=False, probe=_timer(plan))
     study, cells = plan.study, plan.selected
+    own = " (each seed its own cases)" if study.subsets == "per_seed" and set(study.fractions) != {WHOLE} else ""
     yield (
         f"{len(cells)} runs, {len(cells) - len(plan.todo)} finished: data sets {', '.join(study.data)}; protocols "
         f"{', '.join(study.protocols)}; label fractions {', '.join(study.fractions)}"
-        f"{' (each seed its own subset)' if study.subsets == 'per_seed' else ''}; seeds {', '.join(map(str, study.seeds))}"
+        f"{own}; seeds {', '.join(map(str, study.seeds))}"
     )
     yield from _grid(plan)
     for search in plan.searches:

@@ -131,7 +131,7 @@ class _Reader:
         return labels
 
     def _subsets(self) -> str:
-        value = self.values.get("subsets", SUBSETS[0])
+        value = self.values.get("subsets") or SUBSETS[0]
         if value not in SUBSETS:
             self.problems.append(f"subsets: '{value}': {nearest(str(value), SUBSETS)}")
         return str(value)

@@ -9,7 +9,7 @@ from typing import Any
 from vlsm_adapter.metrics import METRICS
 from vlsm_adapter.study_report.naming import display_name
 from vlsm_adapter.study_report.numbers import SIGNIFICANT, Number, TableNumbers, displayed
-from vlsm_adapter.study_report.results import Case
+from vlsm_adapter.study_report.results import OWN_SUBSET, SUBSET_SEED, Case
 from vlsm_adapter.study_report.tables import Row, RowKey
 
 _HEADS = {"dice": "DSC", "iou": "IoU", "hd95": "HD95", "nsd": "NSD"}
@@ -174,6 +174,9 @@ def caption(found: TableNumbers) -> str:
     several = any(len(cell) > 1 for cell in found.table.cells.values())
     text = f"Mean {'± standard deviation over seeds' if several else '(one seed)'} of the mean over cases"
     text += f" ({seeds} seeds unless stated)" if several else ""
+    drawn = {one.recipe.get(SUBSET_SEED) for cell in found.table.cells.values() for one in cell if one.seed is not None}
+    if several and OWN_SUBSET in drawn:
+        text += "; each seed has its own part of the training cases" if len(drawn) == 1 else ""
     text += "; best in bold, second underlined"
     if found.average and averaged(found):
         text += "; averages are over the seeds that every data set has"

@@ -14,7 +14,16 @@ from typing import Any
 
 from vlsm_adapter.errors import UserError, one_line
 from vlsm_adapter.evaluation_folder import EvaluationFolder, read_scores
-from vlsm_adapter.study_report.results import ALL_LABELS, IMPLIED, PRECISION, ZERO_SHOT, Result, cases_of
+from vlsm_adapter.study_report.results import (
+    ALL_LABELS,
+    IMPLIED,
+    OWN_SUBSET,
+    PRECISION,
+    SUBSET_SEED,
+    ZERO_SHOT,
+    Result,
+    cases_of,
+)
 from vlsm_adapter.study_report.run import Run, run_of
 
 SMALL_SUFFIX = ".result.json.gz"
@@ -194,6 +203,8 @@ def _trained(
     if (used := run.precision()) is not None:
         recipe[PRECISION] = used
     recipe["data.augment"] = config["data"].get("augment", "none")
+    if (drawn := config["data"].get("subset_seed")) is not None:
+        recipe[SUBSET_SEED] = OWN_SUBSET if drawn == config["train"]["seed"] else drawn
     if config["model"].get("image_size") is not None:
         recipe["model.image_size"] = config["model"]["image_size"]
     subset = config["data"].get("subset")

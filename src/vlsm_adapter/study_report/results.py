@@ -24,9 +24,11 @@ ALL_LABELS = "100%"
 PRECISION = "train.precision"
 # What the configuration asked for, where nothing tells which arithmetic it became on its machine.
 UNKNOWN_PRECISION = "auto"
+# Of a part of the labels: from which seed it was drawn, ``OWN_SUBSET`` where each seed of training has its own.
+SUBSET_SEED, OWN_SUBSET = "data.subset_seed", "train.seed"
 # What a recipe means that does not say it: keys of the configuration that came after the first small forms. A recipe never
 # says them with these values, so that a result has the same key whenever it was read.
-IMPLIED: Mapping[str, Any] = {"train.validate_every": 1}
+IMPLIED: Mapping[str, Any] = {"train.validate_every": 1, SUBSET_SEED: "data.split_seed"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -257,7 +257,7 @@ def test_a_subset_with_a_seed_of_its_own_changes_the_training_cases_alone() -> N
     assert len(kept[0]) == len(kept[1]) == 9
     assert (str(first), str(second)) == (
         "10 % of train, split seed 3, not stratified",
-        "10 % of train, subset seed 4, not stratified",
+        "10 % of train, subset seed 4, split seed 3, not stratified",
     )
     assert (
         str(Division(fold="1/5", subset=4, subset_seed=2))

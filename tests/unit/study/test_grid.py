@@ -96,7 +96,7 @@ def test_a_subset_of_its_own_for_each_seed_where_asked(cells: list[Cell], tmp_pa
     assert expand(study_of(tmp_path, yaml.safe_load(study_of(tmp_path, changed(subsets="per_seed")).to_yaml()))) == own
     shared = next(cell.config for cell in cells if cell.fraction == "10%")
     changed_one = next(cell.config for cell in own if cell.fraction == "10%")
-    assert differences(shared, changed_one) == ["data.subset_seed=1, was None"]  # other cases: not mixed
+    assert differences(shared, changed_one) == ["subsets='per_seed', was 'shared'"]  # other cases: not mixed
 
 
 def test_what_a_search_chose_goes_into_its_cells_alone(tmp_path: Path) -> None:

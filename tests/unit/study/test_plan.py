@@ -409,6 +409,11 @@ def test_a_dry_run_tells_the_grid_and_writes_nothing(plan_of: Planned, tmp_path:
     told = "\n".join(lines)
     assert "6 runs, 0 finished" in told
     assert "dense      2 on each data set" in told
+    assert "its own cases" not in told
+    own = plan_of(subsets="per_seed", fractions=["100%", "50%"])
+    assert "label fractions 100%, 50% (each seed its own cases); seeds" in next(preview(own, jobs=2, local=False))
+    whole = plan_of(subsets="per_seed", fractions=["100%"])
+    assert "label fractions 100%; seeds" in next(preview(whole, jobs=2, local=False))
     assert "parameters train" in told
     assert "not on this machine: data.gone.path: no/such" in told
     assert "time: about" in told

@@ -50,6 +50,7 @@ class FakeRun:
     train_level: str = "p1"
     leaks: bool = False
     subset: str | None = None
+    subset_seed: int | None = None
     trainable: int | None = 1000
     train: Mapping[str, Any] = field(default_factory=dict)
     cell: Mapping[str, Any] | None = None
@@ -121,7 +122,7 @@ class FakeRun:
 
     def _config(self, home: str) -> dict[str, Any]:
         return {
-            "data": {"path": home, "level": self.train_level, "eval_level": self.level, "subset": self.subset,
+            "data": {"path": home, "level": self.train_level, "eval_level": self.level, "subset": self.subset, "subset_seed": self.subset_seed,
                      "fold": None, "split_file": None, "augment": "none"},
             "model": {"name": self.model, "image_size": None},
             "adapter": {"method": self.method, "settings": dict(self.settings)},

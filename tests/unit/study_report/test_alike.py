@@ -84,6 +84,13 @@ def test_what_an_older_run_could_not_say_is_what_it_did(made: Made) -> None:
     assert seeds(trained_alike([made(1), made(2, recipe={"train.validate_every": 1})])[0]) == [1, 2]
 
 
+def test_subsets_of_each_seed_are_not_averaged_with_one_for_all(made: Made) -> None:
+    own = [made(seed, recipe={"data.subset_seed": "train.seed"}) for seed in (1, 2)]
+    kept, left_out = trained_alike([*own, made(3)])
+    assert seeds(kept) == [1, 2]
+    assert "seed 3: data.subset_seed data.split_seed, the others train.seed." in left_out[0][1]
+
+
 def test_how_it_was_computed_is_no_difference(made: Made) -> None:
     odd = made(3, recipe={"train.checkpointing": True, "train.workers": 8, "train.lr": 1e-3})
     assert trained_alike([made(1), made(2), odd]) == ([made(1), made(2), odd], [])

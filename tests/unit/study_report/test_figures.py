@@ -136,15 +136,24 @@ def test_labels_of_the_study_do_not_overlap(numbers: tuple[list[TableNumbers], l
 
 
 def test_what_is_far_below_all_others_stands_at_the_edge() -> None:
-    def points(*dice: float) -> list[pareto.Point]:
-        return [pareto.Point((str(n),), f"m{n}", 1000 * (n + 1), value, 1.0) for n, value in enumerate(dice)]
+    def points(*dice: float, std: float = 0.5) -> list[pareto.Point]:
+        return [pareto.Point((str(n),), f"m{n}", 1000 * (n + 1), value, std) for n, value in enumerate(dice)]
+
+    def below(points: list[pareto.Point]) -> list[pareto.Point]:
+        return list(pareto.frame_of(points).below)
 
     one_low = points(20, 66, 67, 68, 69)
-    assert pareto.far_below(one_low) == one_low[:1]
-    assert pareto.far_below(points(56, 60, 62, 66, 70)) == []  # spread, no gap
-    assert pareto.far_below(points(20, 25, 68, 69, 70)) == []  # two fifths are no outliers
-    assert pareto.far_below(points(20, 68, 69)) == []  # too few to say
-    assert pareto.far_below(points(69.0, 70.0, 70.1, 70.2, 70.3)) == []  # within two points all is drawn
+    assert below(one_low) == one_low[:1]
+    assert below(points(56, 60, 62, 66, 70)) == []  # spread, no gap
+    assert below(points(20, 25, 68, 69, 70)) == []  # two fifths are no outliers
+    assert below(points(20, 68, 69)) == []  # too few to say
+    assert below(points(69.0, 70.0, 70.1, 70.2, 70.3)) == []  # within two points all is drawn
+    assert below(points(67.5, 69.7, 69.8, 69.9, 70, std=2)) == []  # no further than bars reach
+    assert (
+        below([*points(62.5, 66, 67, 68, 69), pareto.Point(("z",), "zero", 0, 61.0, None)]) == []
+    )  # its line is there
+    wide = [*points(40, 67, 68, 69), pareto.Point(("w",), "wide", 9000, 66.0, 30.0)]
+    assert below(wide) == []  # a bar makes the axis as long
 
     with style.style():
         figure = style.new_figure(3.3, 2.7)
@@ -154,7 +163,7 @@ def test_what_is_far_below_all_others_stands_at_the_edge() -> None:
         figure.draw_without_rendering()
         pareto._label(axis, one_low, looks)
         low, high = axis.get_ylim()
-        assert (low, high) == pytest.approx((64.4, 70.6), abs=0.5)
+        assert (low, high) == pytest.approx((65.0, 70.0), abs=0.1)
         texts = [text.get_text() for text in axis.texts if text.get_text()]
         assert sorted(texts) == ["m0 ↓ 20.0 %", "m1", "m2", "m3", "m4"]
         drawn = [float(line.get_ydata()[0]) for line in axis.lines if len(line.get_ydata()) == 1]

@@ -275,6 +275,18 @@ def test_a_reference_per_base_model(fake: ModuleType, tmp_path: Path) -> None:
     assert "worse than big: Decoder only (" in caption(found)
 
 
+def test_the_caption_says_where_each_seed_has_its_own_part_of_the_cases(fake: ModuleType, tmp_path: Path) -> None:
+    for place in ("own", "shared"):
+        for seed in (1, 2):
+            drawn = seed if place == "own" else None
+            run = fake.FakeRun(
+                tmp_path / place / str(seed), [0.5, 0.6, 0.7], seed=seed, subset="10%", subset_seed=drawn
+            )
+            run.write()
+        said = "; each seed has its own part of the training cases;" in caption(computed(tmp_path / place))
+        assert said == (place == "own")
+
+
 def test_as_many_permutations_as_comparisons_need(
     fake: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

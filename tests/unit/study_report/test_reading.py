@@ -55,6 +55,16 @@ def test_a_run_of_a_study(fake: ModuleType, tmp_path: Path) -> None:
     assert str(tmp_path) not in json.dumps([one.source for one in found.results])
 
 
+def test_a_subset_of_its_own_for_each_seed(fake: ModuleType, tmp_path: Path) -> None:
+    for seed, drawn in ((1, 1), (2, 2), (3, 7), (4, None)):
+        fake.FakeRun(tmp_path / f"r{seed}", [0.5, 0.6], seed=seed, subset="10%", subset_seed=drawn).write()
+    found = {one.seed: one for one in find_results([tmp_path]).results}
+    said = {seed: one.recipe.get("data.subset_seed") for seed, one in found.items()}
+    assert said == {1: "train.seed", 2: "train.seed", 3: 7, 4: None}
+    assert found[4].full_recipe["data.subset_seed"] == "data.split_seed"
+    assert "data.subset_seed" not in found[4].identity["recipe"]  # results of before have the keys that they had
+
+
 def test_plain_runs_in_any_place_and_evaluations_outside_of_their_run(fake: ModuleType, tmp_path: Path) -> None:
     one = fake.FakeRun(tmp_path / "deep/er/one", [0.5, 0.6], seed=1).write()
     two = fake.FakeRun(tmp_path / "two", [0.5, 0.7], seed=2, subset=20).write()

@@ -12,7 +12,7 @@ from vlsm_adapter.study_report.extras import costs_of, peak_kinds, peak_title
 from vlsm_adapter.study_report.figures.costs import draw_costs
 from vlsm_adapter.study_report.figures.grid import Strip, draw_grids, strips_of
 from vlsm_adapter.study_report.figures.lines import draw_curves, draw_labels
-from vlsm_adapter.study_report.figures.pareto import draw_pareto, far_below, front_of, points_of
+from vlsm_adapter.study_report.figures.pareto import draw_pareto, frame_of, front_of, points_of
 from vlsm_adapter.study_report.figures.spider import draw_spider, drawn_rows, is_web, left_out, spider_rows
 from vlsm_adapter.study_report.figures.style import FORMATS, check_matplotlib, looks_of, saved, style
 from vlsm_adapter.study_report.naming import listed, percent_or_cases
@@ -116,16 +116,20 @@ def _differs_in_labels_alone(one: TableNumbers, other: TableNumbers) -> bool:
     return all(getattr(a, name) == getattr(b, name) for name in names)
 
 
+_EDGE = "A point at the lower edge lies below it, where its label says. "
+
+
 def _pareto(found: TableNumbers, title: str) -> FigureItem:
     several = len(found.table.data) > 1 and bool(found.average)
-    points = [point for point in points_of(found, None if several else found.table.data[0]) if point.parameters]
+    every = points_of(found, None if several else found.table.data[0])
+    points = [point for point in every if point.parameters]
     told = "; ".join(f"{p.label} {short_count(p.parameters)}, {p.dice:.1f} %" for p in points)
     front = ", ".join(p.label for p in front_of(points))
     of_what = f"mean over {len(found.table.data)} data sets" if several else found.table.data[0]
     caption = (
         f"Trainable parameters against DSC ({of_what}), bars are the standard deviation over seeds. Filled points, joined by "
         f"the dashed line, are reached by no method with as few parameters: {front}. "
-        + ("A point at the lower edge lies below it, where its label says. " if far_below(points) else "")
+        + (_EDGE if points and frame_of(every).below else "")
         + f"{title}."
     )
     return FigureItem(
@@ -134,13 +138,15 @@ def _pareto(found: TableNumbers, title: str) -> FigureItem:
 
 
 def _pareto_by_data(found: TableNumbers, title: str) -> FigureItem:
-    told = []
+    told, edge = [], ""
     for data in found.table.data:
-        points = [point for point in points_of(found, data) if point.parameters]
+        every = points_of(found, data)
+        points = [point for point in every if point.parameters]
+        edge = _EDGE if points and frame_of(every).below else edge
         told.append(f"{data}: {', '.join(point.label for point in front_of(points)) or 'no method'}")
     text = f"Pareto fronts per data set: {'; '.join(told)}"
     return FigureItem(
-        "pareto_by_data", f"{text}. {title}.", f"Scatter plots of DSC against trainable parameters. {text}."
+        "pareto_by_data", f"{text}. {edge}{title}.", f"Scatter plots of DSC against trainable parameters. {text}."
     )
 
 

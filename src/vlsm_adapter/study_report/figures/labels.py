@@ -9,6 +9,8 @@ from dataclasses import dataclass
 #: Directions to try, the most readable first: right, left, above, below, then between.
 _DIRECTIONS = tuple(math.radians(angle) for angle in (0, 180, 90, 270, 35, 145, 325, 215, 62, 118, 242, 298))
 _DISTANCES = (1.0, 1.9, 3.0, 4.4, 6.0, 8.0)
+# More labels than this are placed in one order alone: to try several would take seconds.
+_MANY = 30
 # Between a label and one beside it: less reads as one name.
 _SPACE = 2.5
 
@@ -112,7 +114,7 @@ def place_labels(
         sorted(everyone, key=lambda i: -points[i][1]),
     ]
     results: list[tuple[float, list[Box]]] = []
-    for order in orders:
+    for order in orders if len(points) <= _MANY else orders[:1]:
         chosen = [places[0][1] for places in options]
         for _ in range(8):
             before = list(chosen)

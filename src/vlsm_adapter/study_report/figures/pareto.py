@@ -60,15 +60,48 @@ def front_of(points: Sequence[Point]) -> list[Point]:
     return front
 
 
-def far_below(points: Sequence[Point]) -> list[Point]:
-    """Those so far below all others that drawing them to scale would leave the others no room.
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What of a panel's points lies within its axis.
 
-    Below a gap wider than the range of what is above it; at least two thirds of the points stay, and four.
+    Attributes:
+        low, high: ends of the axis in percent.
+        below: methods that lie below it, and are drawn at its edge.
+        near: base models as they came, within it; away: those that are only told.
     """
+
+    low: float
+    high: float
+    below: tuple[Point, ...]
+    near: tuple[Point, ...]
+    away: tuple[Point, ...]
+
+
+def frame_of(points: Sequence[Point]) -> Frame:
+    """The axis around all points but those so far below the others that these would have no room."""
+    sized = [point for point in points if point.parameters > 0]
+    outliers = _far_below(sized)
+    while True:
+        shown = [point for point in sized if point not in outliers]
+        dice = [p.dice for p in shown]
+        untrained = [point for point in points if point.parameters == 0]
+        near = [p for p in untrained if p.dice > min(dice) - 1.2 * (max(dice) - min(dice)) - 2]
+        ends = [value for p in [*shown, *near] for value in (p.dice - (p.std or 0), p.dice + (p.std or 0))]
+        low, high = percent_range(ends, margin=0.12)
+        below = [point for point in outliers if point.dice < low]
+        if below == outliers:
+            away = [point for point in untrained if point not in near]
+            return Frame(low, high, tuple(below), tuple(near), tuple(away))
+        outliers = below  # the bars of the others make the axis long enough for some
+
+
+def _far_below(points: Sequence[Point]) -> list[Point]:
+    """Below a gap wider than the range of what is above it and than bars; at least two thirds of the points stay, and four."""
     ordered = sorted(points, key=lambda point: -point.dice)
     for count in range(max(4, math.ceil(2 * len(ordered) / 3)), len(ordered)):
-        best, last, following = ordered[0].dice, ordered[count - 1].dice, ordered[count].dice
-        if last - following > max(best - last, 2.0):
+        best, last, following = ordered[0].dice, ordered[count - 1], ordered[count]
+        bars = 2 * ((last.std or 0) + (following.std or 0))
+        if last.dice - following.dice > max(best - last.dice, bars, 2.0):
             return ordered[count:]
     return []
 
@@ -114,14 +147,9 @@ def _panel(axis: Axes, points: Sequence[Point], looks: Mapping[RowKey, Look]) ->
     axis.set_xscale("log")
     reach = max(math.log10(high / low), 1.0)
     axis.set_xlim(low / 10 ** (0.09 * reach), high * 10 ** (0.09 * reach))
-    untrained = [point for point in points if point.parameters == 0]
-    below = far_below(sized)
-    shown = [point for point in sized if point not in below]
-    dice = [p.dice for p in shown]
-    near = [p for p in untrained if p.dice > min(dice) - 1.2 * (max(dice) - min(dice)) - 2]
-    ends = [value for p in [*shown, *near] for value in (p.dice - (p.std or 0), p.dice + (p.std or 0))]
-    axis.set_ylim(*percent_range(ends, margin=0.12))
-    floor = axis.get_ylim()[0]
+    frame = frame_of(points)
+    floor = frame.low
+    axis.set_ylim(frame.low, frame.high)
     front = front_of(sized)
     # Beyond its last point the front goes on: more parameters bought nothing more.
     steps_x = [p.parameters for p in front] + [axis.get_xlim()[1]]
@@ -131,7 +159,7 @@ def _panel(axis: Axes, points: Sequence[Point], looks: Mapping[RowKey, Look]) ->
     )  # fmt: skip
     for point in sized:
         look = looks[point.key]
-        if point.std and point not in below:
+        if point.std and point not in frame.below:
             axis.errorbar(
                 point.parameters,
                 point.dice,
@@ -147,13 +175,17 @@ def _panel(axis: Axes, points: Sequence[Point], looks: Mapping[RowKey, Look]) ->
             [point.parameters], [max(point.dice, floor)], look.marker, ms=5, mew=0.9, zorder=3, mec=look.colour,
             mfc=look.colour if on_front else "white", clip_on=False,
         )  # fmt: skip
-    for point in near:
+    for point in frame.near:
         axis.axhline(point.dice, color=GREY, lw=0.8, ls=":", zorder=1)
-    away = [point for point in untrained if point not in near]
-    if away:
-        text = "; ".join(f"{point.label} {point.dice:.1f} %" for point in away)
-        axis.text(0.98, 0.02, f"↓ {text}", transform=axis.transAxes, ha="right", va="bottom", fontsize=6, color=GREY)
-    for point in near:
+    if frame.away:
+        text = "; ".join(f"{point.label} {point.dice:.1f} %" for point in frame.away)
+        # On the side where no method stands at the edge.
+        left = any(point.parameters**2 > low * high for point in frame.below)
+        axis.text(
+            0.02 if left else 0.98, 0.02, f"↓ {text}", transform=axis.transAxes, ha="left" if left else "right", va="bottom",
+            fontsize=6, color=GREY,
+        )  # fmt: skip
+    for point in frame.near:
         axis.text(
             0.99, point.dice, point.label, transform=axis.get_yaxis_transform(), ha="right", va="bottom", fontsize=6, color=GREY
         )  # fmt: skip
@@ -167,7 +199,8 @@ def _label(axis: Axes, points: Sequence[Point], looks: Mapping[RowKey, Look]) ->
     from matplotlib.patheffects import withStroke
 
     sized = [point for point in points if point.parameters > 0]
-    below, floor = far_below(sized), float(axis.get_ylim()[0])
+    within = frame_of(points)
+    below, floor = within.below, within.low
     names = [f"{point.label} ↓ {point.dice:.1f} %" if point in below else point.label for point in sized]
     heights = [max(point.dice, floor) for point in sized]
     figure: Any = axis.figure
