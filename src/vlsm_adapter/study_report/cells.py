@@ -175,8 +175,7 @@ def caption(found: TableNumbers) -> str:
     text = f"Mean {'± standard deviation over seeds' if several else '(one seed)'} of the mean over cases"
     text += f" ({seeds} seeds unless stated)" if several else ""
     drawn = {one.recipe.get(SUBSET_SEED) for cell in found.table.cells.values() for one in cell if one.seed is not None}
-    if several and OWN_SUBSET in drawn:
-        text += "; each seed has its own part of the training cases" if len(drawn) == 1 else ""
+    text += "; each seed has its own part of the training cases" if several and drawn == {OWN_SUBSET} else ""
     text += "; best in bold, second underlined"
     if found.average and averaged(found):
         text += "; averages are over the seeds that every data set has"
