@@ -257,7 +257,7 @@ def prompts(
                 progress=advance,
             )
         tally.skipped[:0] = cases.skipped
-        for line in told(tally, out, skip_bad=bool(skip_bad)):
+        for line in told(tally, out, levels=chosen, skip_bad=bool(skip_bad)):
             console.say(line)
 
 

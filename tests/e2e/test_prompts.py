@@ -119,3 +119,27 @@ def test_bad_cases_are_listed_and_the_next_command_works(vlsm: Callable, phantom
 
     answer = vlsm("prompts", data, "--show", "1", "--skip-bad")
     assert answer.err.count("  left out: ") == 1
+
+
+@pytest.mark.parametrize(
+    ("levels", "free", "asked"),
+    [
+        ("p1", "p1 is leak-free", []),
+        ("p1,p7", "p1 and p7 are leak-free", ["--level", "random"]),
+        ("p6", "none is leak-free", ["--level", "p6", "--set", "data.eval_level=p6"]),
+        ("p4,p7", "p7 is leak-free", ["--level", "random", "--set", "data.eval_level=p7"]),
+    ],
+)
+def test_the_next_command_asks_for_levels_that_were_made(
+    vlsm: Callable, phantoms: Path, base_folder: Path, tmp_path: Path, levels: str, free: str, asked: list[str]
+) -> None:
+    out = tmp_path / "words.jsonl"
+    answer = vlsm("prompts", phantoms, "--out", out, "--levels", levels)
+    assert answer.code == 0, answer.err
+    assert f"({free})" in answer.err
+    (line,) = [line for line in answer.err.splitlines() if line.startswith("next: ")]
+    command = shlex.split(line.removeprefix("next: "))
+    assert command == ["vlsm", "train", "--data", str(out), *asked]
+    options = ["--model", base_folder, "--adapter", "dense", "--epochs", "1", "--batch-size", "3"]
+    answer = vlsm(*command[1:], *options, "--out", tmp_path / "run", "-q")
+    assert answer.code == 0, answer.err

@@ -7,8 +7,9 @@ import shlex
 from collections.abc import Iterator, Sequence
 
 from vlsm_adapter.data.describing.measure import NUMBERS, Words
-from vlsm_adapter.data.describing.phrases import LEAK_FREE
+from vlsm_adapter.data.describing.phrases import LEAK_FREE, LEVELS
 from vlsm_adapter.data.describing.write import Described, Tally
+from vlsm_adapter.data.prompts import RANDOM
 
 
 def shown_prompts(case: Described, levels: Sequence[str]) -> str:
@@ -36,16 +37,29 @@ def _measured(words: Words) -> str:
     return ", ".join(f"{name} {word}" for name, word in said.items()) + specks
 
 
-def told(tally: Tally, out: str | os.PathLike[str], *, skip_bad: bool = False) -> Iterator[str]:
+def told(
+    tally: Tally, out: str | os.PathLike[str], *, levels: Sequence[str] = LEVELS[1:], skip_bad: bool = False
+) -> Iterator[str]:
     """The lines that end the command; what comes next needs ``skip_bad`` too, where it left cases out."""
     yield from (f"  {line}" for line in tally.lines())
     if tally.empty:
-        yield f'  empty masks: {tally.empty}; p1 and p7 name the class all the same, p5 and later say "no ..."'
-    if tally.undescribed:
+        later = '; p5 and later say "no ..."' if set(levels) & {"p5", "p6", "p8", "p9"} else ""
+        classes = " and ".join(level for level in levels if level in LEAK_FREE)
+        named = f"; {classes} name{'' if ' and ' in classes else 's'} the class all the same" if classes else ""
+        yield f"  empty masks: {tally.empty}{named}{later}"
+    if tally.undescribed and set(levels) & {"p7", "p8", "p9"}:
         names = ", ".join(tally.undescribed[:5]) + (", ..." if len(tally.undescribed) > 5 else "")
         yield f"  no description, so no p7, p8, p9: {names}; add it to a file for --classes"
     for case in tally.skipped:
         yield f"  left out: {case.reason}"
-    yield f"prompts of {tally.cases} cases: {out} (p1 and p7 are leak-free)"
-    command = ["vlsm", "train", "--data", os.fspath(out), "--level", "random"]
+    free = " and ".join(level for level in levels if level in LEAK_FREE) or "none"
+    yield f"prompts of {tally.cases} cases: {out} ({free} {'are' if ' and ' in free else 'is'} leak-free)"
+    command = ["vlsm", "train", "--data", os.fspath(out), *_asked(levels)]
     yield f"next: {shlex.join([*command, *(['--skip-bad'] if skip_bad and tally.skipped else [])])}"
+
+
+def _asked(levels: Sequence[str]) -> list[str]:
+    """Options of ``vlsm train`` that ask for nothing but ``levels``."""
+    training = RANDOM if len(levels) > 1 else levels[0]
+    options = [] if training == "p1" else ["--level", training]
+    return options if "p1" in levels else [*options, "--set", f"data.eval_level={levels[-1]}"]
