@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from vlsm_adapter.data.spellings import composed
 from vlsm_adapter.errors import DataError
 
 MAX_JSON_BYTES = 256 * 1024 * 1024
@@ -132,6 +133,11 @@ class Entry:
             self.fail(field, "empty; give a text or leave the field out")
         self._readable(field, value)
         return value
+
+    def group(self) -> str | None:
+        """The field ``group`` in Unicode's composed form, so that a patient is one however his name is written, or None."""
+        value = self.text("group")
+        return None if value is None else composed(value)
 
     def file_name(self, field: str) -> str | None:
         """A relative file name with forward slashes that does not climb out of its folder, or None."""

@@ -140,7 +140,7 @@ def _manifest_draft(path: Path, root: Path, spellings: Spellings, number: int, l
         split=entry.split(),
         case_id=entry.case_id(),
         prompts=entry.prompts(),
-        group=entry.text("group"),
+        group=entry.group(),
         spacing=entry.spacing(),
         mask_value=entry.mask_value(),
         leak_free=entry.leak_free(),
@@ -163,7 +163,7 @@ def _manifest_outline(path: Path, root: Path, spellings: Spellings, number: int,
         mask_name=_without_first(mask, MASK_FOLDERS) if mask else None,
         split=_sound(entry.split),
         case_id=case_id,
-        group=_sound(lambda: entry.text("group")),
+        group=_sound(entry.group),
         mask_value=_sound(entry.mask_value),
     )
 
@@ -207,7 +207,7 @@ def _published_draft(root: Path, spellings: Spellings, file: Path, split: str, n
         mask_name=mask_name,
         split=split,
         prompts=entry.prompts(),
-        group=entry.text("group"),
+        group=entry.group(),
         spacing=entry.spacing(),
         mask_value=entry.mask_value(),
     )
@@ -230,7 +230,7 @@ def _published_outline(root: Path, spellings: Spellings, file: Path, split: str,
         mask=found[0] if found else None,
         mask_name=found[1] if found else None,
         split=split,
-        group=_sound(lambda: entry.text("group")),
+        group=_sound(entry.group),
         mask_value=_sound(entry.mask_value),
     )
 

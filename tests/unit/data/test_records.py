@@ -431,6 +431,14 @@ def test_manifest_with_everything(tmp_path: Path) -> None:
         assert record.prompts == {"p1": ("polyp",)}
 
 
+def test_a_group_is_one_however_its_accents_are_written(tmp_path: Path) -> None:
+    rows = []
+    for form in ("NFC", "NFD"):
+        put(tmp_path / f"{form}.png")
+        rows.append({"image": f"{form}.png", "text": "cell", "group": unicodedata.normalize(form, "Müller")})
+    assert {record.group for record in load_records(manifest(tmp_path, *rows), labelled=False)[0]} == {"Müller"}
+
+
 def test_text_is_short_for_p1_and_shared_images_are_a_group(tmp_path: Path) -> None:
     put(tmp_path / "images" / "a" / "x.png")
     for word in ("cat", "dog"):

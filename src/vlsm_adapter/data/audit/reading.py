@@ -168,7 +168,7 @@ def _annotation(root: Path, file: Path, split: str, number: int, value: object) 
         mask_name=mask,
         split=split,
         prompts=entry.prompts(),
-        group=entry.text("group"),
+        group=entry.group(),
         spacing=entry.spacing(),
         mask_value=entry.mask_value(),
     )

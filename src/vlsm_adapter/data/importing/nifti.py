@@ -288,7 +288,7 @@ def _pairs(root: Path, options: Options, plan: Plan) -> Iterator[_Pair | Item]:
     if root.is_file():
         if options.masks is None or not options.masks.is_file():
             raise DataError(f"{root}: one volume needs its mask: pass --masks FILE")
-        yield _Pair(stem_of(root.name), root, real_folder(options.masks))
+        yield _Pair(composed(stem_of(root.name)), root, real_folder(options.masks))
         return
     if options.masks is not None:
         images, masks = real_folder(options.images or root), real_folder(options.masks)
@@ -317,8 +317,7 @@ def _pair_folders(images: Path, masks: Path, split: str | None, options: Options
             by_stem.setdefault(name, []).append(mask)
     files = [file for file in _walk(images) if not (masks != images and file.is_relative_to(masks))]
     channels: dict[str, dict[int, Path]] = {}
-    for file in files:
-        stem = _name_below(file, images)
+    for stem, file in _by_name(files, images).items():
         found = _CHANNEL.search(stem)
         # A number is a channel only where it is not part of the mask's name as well.
         if found and stem not in by_stem:
@@ -358,7 +357,7 @@ def _channel(name: str, by_number: Mapping[int, Path], options: Options) -> Path
 
 def _pair_flat(root: Path, plan: Plan) -> Iterator[_Pair | Item]:
     """``X.nii.gz`` beside ``X_seg.nii.gz``, in ``root`` or in folders below it, as of one patient each."""
-    by_stem = {_name_below(file, root): file for file in _walk(root)}
+    by_stem = _by_name(_walk(root), root)
     alone = 0
     for stem, file in by_stem.items():
         if MASK_ENDING.search(stem):
@@ -392,8 +391,22 @@ def _walk(folder: Path) -> Iterator[Path]:
     yield from sorted(found, key=natural_key)
 
 
+def _by_name(files: Iterable[Path], folder: Path) -> dict[str, Path]:
+    """The files by their name below ``folder``.
+
+    Raises:
+        DataError: two have one name (``a.nii`` and ``a.nii.gz``, or one in each of Unicode's forms).
+    """
+    found: dict[str, Path] = {}
+    for file in files:
+        other = found.setdefault(_name_below(file, folder), file)
+        if other != file:
+            raise DataError(f"{folder}: {other.name!a} and {file.name!a} have one name: keep or rename one")
+    return found
+
+
 def _name_below(file: Path, folder: Path) -> str:
-    return stem_of(file.relative_to(folder).as_posix())
+    return composed(stem_of(file.relative_to(folder).as_posix()))
 
 
 def _inside(file: Path, folder: Path) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 
 from vlsm_adapter.data.entries import Entry, kind_of, shown
 from vlsm_adapter.data.importing.classes import ClassTable, read_class_table
+from vlsm_adapter.data.spellings import composed
 from vlsm_adapter.data.splits import place
 from vlsm_adapter.errors import ConfigError, DataError, nearest
 
@@ -102,7 +103,8 @@ class Options:
         """
         if self.group_by is None:
             return group
-        found = self.group_by.search(name)
+        # One form for names and groups: "Müller" is one patient, whatever system wrote the files.
+        found = self.group_by.search(composed(name))
         if found is None:
             raise DataError(
                 f"{name}: --group-by {shown(self.group_by.pattern)} is not found in this name: widen the pattern"
@@ -238,7 +240,7 @@ def _count(name: str, text: str, allowed: str) -> int:
 
 def _read_group_by(text: str) -> re.Pattern[str]:
     try:
-        pattern = re.compile(text)
+        pattern = re.compile(composed(text))
     except (re.error, OverflowError, RecursionError) as error:
         raise ConfigError(f"--group-by {shown(text)}: not a regular expression ({error})") from None
     if not text:

@@ -239,15 +239,15 @@ def _draft(
         case_id=entry.case_id(),
         # Texts that are replaced anyway need not be readable.
         prompts={} if named else entry.prompts(),
-        group=_as_text(entry, "group"),
+        group=_group(entry),
         spacing=entry.spacing(),
         mask_value=entry.mask_value(),
     )
 
 
-def _as_text(entry: Entry, field: str) -> str | None:
-    value = entry.values.get(field)
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else entry.text(field)
+def _group(entry: Entry) -> str | None:
+    value = entry.values.get("group")
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else entry.group()
 
 
 def _whole(text: str, where: str) -> int:

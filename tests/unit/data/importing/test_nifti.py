@@ -151,6 +151,28 @@ def test_a_table_finds_volumes_however_accents_are_written(forms: tuple, importe
     assert sorted(imported(tmp_path / "out")) == ["c__Müller_axi0002", "c__Müller_axi0003"]
 
 
+def test_folders_pair_however_accents_are_written(forms: tuple, imported: Callable, tmp_path: Path) -> None:
+    one, other = forms
+    save(tmp_path / "c" / "imagesTr" / one("Müller_0000.nii.gz"), scan())
+    save(tmp_path / "c" / "labelsTr" / other("Müller.nii.gz"), (labels() > 0).astype(np.int16))
+    save(tmp_path / "d" / one("Müller.nii.gz"), scan())
+    save(tmp_path / "d" / other("Müller_seg.nii.gz"), (labels() > 0).astype(np.int16))
+    for name in "cd":
+        import_data(tmp_path / name, tmp_path / f"out_{name}", options={"prompt": "liver"})
+        assert sorted(imported(tmp_path / f"out_{name}")) == ["Müller_axi0002", "Müller_axi0003"]
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_two_volumes_of_one_name_are_refused(flat: bool, tmp_path: Path) -> None:
+    images, mask = (tmp_path / "in", "x_seg.nii") if flat else (tmp_path / "in/imagesTr", "../labelsTr/x.nii")
+    save(images / "x.nii.gz", scan())
+    save(images / "x.nii", scan())
+    save(images / mask, (labels() > 0).astype(np.int16))
+    with pytest.raises(DataError, match=r"'x\.nii' and 'x\.nii\.gz' have one name: keep or rename one"):
+        import_data(tmp_path / "in", tmp_path / "out", options={"prompt": "liver"})
+    assert not (tmp_path / "out").exists()
+
+
 def test_labelled_test_cases_are_the_test_split(nnunet: Path, tmp_path: Path) -> None:
     save(nnunet / "imagesTs/p1_0000.nii.gz", scan())
     assert "unassigned" in import_data(nnunet, tmp_path / "unlabelled").splits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,13 @@ def test_groups() -> None:
     with pytest.raises(DataError, match="is not found in this name"):
         options.group_of("q.png", None)
     assert Options().group_of("q.png", "g") == "g"
+
+
+def test_a_group_is_one_however_its_accents_are_written() -> None:
+    forms = [unicodedata.normalize(form, "Müller_1.png") for form in ("NFC", "NFD")]
+    for pattern in forms:
+        options = Options.parse({"group_by": pattern[: pattern.index("_")]})
+        assert {options.group_of(name, None) for name in forms} == {"Müller"}
 
 
 def test_the_share_of_empty_cases_is_kept_by_a_hash() -> None:
