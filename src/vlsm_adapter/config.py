@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Union
 
 import yaml
 
-from vlsm_adapter.errors import ConfigError, nearest
+from vlsm_adapter.errors import ConfigError, nearest, short
 
 if TYPE_CHECKING:
     from vlsm_adapter.data.division import Division
@@ -305,7 +305,9 @@ def build_section(kind: Any, values: Any, prefix: str, problems: list[str]) -> A
     if values is None:  # a section whose keys are all commented out
         return kind()
     if not isinstance(values, Mapping):
-        problems.append(f"{prefix.rstrip('.') or 'configuration'}: must be a section of keys, not {values!r}")
+        problems.append(
+            f"{prefix.rstrip('.') or 'configuration'}: must be a section of keys, not {short(repr(values))}"
+        )
         return kind()
     hints = typing.get_type_hints(kind)
     known = {item.name: item for item in dataclasses.fields(kind)}
@@ -326,7 +328,7 @@ def build_section(kind: Any, values: Any, prefix: str, problems: list[str]) -> A
                 told = f"write {form}" if form else error
                 if choices and isinstance(error, TypeError):  # such as train.precision=32
                     told = f"{error}; {nearest(str(value), choices)}"
-                problems.append(f"{prefix}{name}={value!r}: {told}")
+                problems.append(f"{prefix}{name}={short(repr(value))}: {short(told)}")
                 chosen.pop(name, None)
     return kind(**chosen)
 

@@ -39,7 +39,13 @@ class TrainingError(UserError):
 def one_line(error: BaseException) -> str:
     """What ``error`` says, as one line of at most 300 characters, to be quoted in a message; its type if it says nothing."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."
+    return short(text, 300)
+
+
+def short(text: object, limit: int = 200) -> str:
+    """``text`` cut to ``limit`` characters, to be quoted in a message."""
+    text = str(text)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

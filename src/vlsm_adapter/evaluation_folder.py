@@ -115,6 +115,20 @@ class EvaluationFolder:
             )
         return values
 
+    def holds_scores(self, summary: Mapping[str, Any]) -> bool:
+        """Whether the tables of scores have as many rows as ``summary`` speaks of."""
+        for variant in ("adapter", "zero_shot"):
+            if summary.get(variant) is None:
+                continue
+            try:
+                with self.scores_file(variant).open(encoding="utf-8", newline="") as handle:
+                    count = sum(1 for _ in csv.reader(handle)) - 1
+                if count != summary[variant]["n"]:
+                    return False
+            except (OSError, UnicodeDecodeError, csv.Error, TypeError, KeyError):
+                return False
+        return True
+
 
 def write_scores(path: Path, scores: Sequence[CaseScore], groups: Mapping[str, str | None] | None = None) -> None:
     """Write a row per case as CSV, atomically; numbers in full, so that they read back equal.

@@ -31,7 +31,7 @@ SMALL: dict[str, Callable[[Callable[..., PromptSegmenter]], PromptSegmenter]] = 
     "san": lambda _: small_san(),
 }
 # Sites that a family has nothing for: a method that asks for them is refused, with a message that names what there is.
-LACKING = {"cris": {"image.attn_out", "image.mlp_out", "image.query", "image.key", "image.tokens"}}
+LACKING = {"cris": {f"image.{name}" for name in ("attn_out", "mlp_in", "mlp_out", "query", "key", "value", "tokens")}}
 # Where dense adapters on both encoders are not the ones to try.
 OTHER_PARTS = {"cris": "lc"}
 # Families that start from random weights: one method trains them whole, every other one is refused.
@@ -118,8 +118,11 @@ def lacks_a_site(model: PromptSegmenter, config: AdapterConfig) -> bool:
     try:
         config.placements(model)
     except AdapterError as error:
-        missing = re.search(r"has no site '([a-z_.]+)': it offers ", str(error))
-        if missing is None or missing[1] not in LACKING.get(model.family, ()):
+        missing = re.search(r"has no site ('[a-z_.', ]+'): it offers ", str(error))
+        if missing is None or not set(re.findall(r"'([^']+)'", missing[1])) <= set(LACKING.get(model.family, ())):
+            raise
+        fix = re.search("; (?:choose another method or model|give it parts='([vlc]+)')$", str(error))
+        if fix is None or (fix[1] and not dataclasses.replace(config, parts=fix[1]).placements(model)):  # type: ignore[call-arg]
             raise
         return True
     return False

@@ -67,5 +67,6 @@ def test_a_method_without_a_place_is_refused_with_what_there_is(
 ) -> None:
     answer = vlsm("train", "--data", phantoms, "--model", cris_folder, "--adapter", "dense", "-o", tmp_path / "run")
     assert answer.code == 2
-    assert "has no site 'image.attn_out': it offers condition" in answer.error
+    assert "has no site 'image.attn_out', 'image.mlp_out': it offers condition" in answer.error
+    assert answer.error.endswith("; give it parts='lc'")
     assert not (tmp_path / "run").exists()

@@ -26,6 +26,7 @@ from vlsm_adapter.adapters.config import (
     check_factor,
     check_positive,
     last_of,
+    need_sites,
     sites_named,
 )
 from vlsm_adapter.adapters.parts import Part
@@ -124,9 +125,9 @@ class AdaptFormerConfig(AdapterConfig):
             AdapterError: the model lacks a site.
         """
         chosen: list[Placement] = []
-        for letter, tower in (("v", "image"), ("l", "text")):
-            if letter not in self.parts:
-                continue
+        towers = [tower for letter, tower in (("v", "image"), ("l", "text")) if letter in self.parts]
+        need_sites(model, [f"{tower}.{end}" for tower in towers for end in ("mlp_in", "mlp_out")], self.parts)
+        for tower in towers:
             ends = {site.index: site for site in sites_named(model, f"{tower}.mlp_out")}
             for start in last_of(sites_named(model, f"{tower}.mlp_in"), self.last_blocks):
                 branch = partial(

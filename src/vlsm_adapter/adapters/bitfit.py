@@ -16,6 +16,7 @@ from vlsm_adapter.adapters.config import (
     Placement,
     check_choice,
     module_at,
+    need_sites,
     refuse_int8,
     sites_named,
 )
@@ -61,6 +62,7 @@ class TensorTuningConfig(AdapterConfig):
         """
         stages = [stage for letter, stage in (("v", "image"), ("l", "text")) if letter in self.parts]
         stages += ["decoder"] if self.decoder else []
+        need_sites(model, stages, self.parts)
         sites = [site for stage in stages for site in sites_named(model, stage)]
         found = [(site, self.chosen(module_at(model, site))) for site in sites]
         return [Placement(site, copies=True, tensors=names) for site, names in found if names]

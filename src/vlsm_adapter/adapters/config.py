@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PARTS = ("v", "vl", "vlc", "l", "lc")
 VARIANTS = ("published", "residual")
+_PART_OF = {"image": "v", "text": "l", "condition": "c", "text.projection": "c"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,12 +172,32 @@ def sites_named(model: PromptSegmenter, name: str) -> list[Site]:
     Raises:
         AdapterError: there are none; the message lists what there is.
     """
-    all_sites = model.sites()
-    found = [site for site in all_sites if site.name == name and site.read]
-    if not found:
-        offered = sorted({site.name for site in all_sites})
-        raise AdapterError(f"model '{model.base_id}' has no site '{name}': it offers {', '.join(offered)}")
-    return found
+    need_sites(model, [name])
+    return [site for site in model.sites() if site.name == name and site.read]
+
+
+def need_sites(model: PromptSegmenter, names: Sequence[str], parts: str = "") -> None:
+    """Refuse a model without the sites that a method stands on.
+
+    Args:
+        model: the base model.
+        names: of the sites, in order.
+        parts: the method's, where it has any: the message then says which of them the model has.
+
+    Raises:
+        AdapterError: the decoder reads no site of some of the names; all of them are named, and what there is.
+    """
+    sites = model.sites()
+    there = {site.name for site in sites if site.read}
+    missing = [name for name in dict.fromkeys(names) if name not in there]
+    if not missing:
+        return
+    lacking = {_PART_OF.get(name) or _PART_OF.get(name.partition(".")[0]) for name in missing}
+    left = "".join(part for part in parts if part not in lacking)
+    fix = f"give it parts='{left}'" if left and left != parts else "choose another method or model"
+    listed = ", ".join(f"'{name}'" for name in missing)
+    offered = ", ".join(sorted({site.name for site in sites}))
+    raise AdapterError(f"model '{model.base_id}' has no site {listed}: it offers {offered}; {fix}")
 
 
 def last_of(sites: list[Site], blocks: int | None) -> list[Site]:

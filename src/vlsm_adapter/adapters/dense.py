@@ -17,6 +17,7 @@ from vlsm_adapter.adapters.config import (
     blocks_field,
     check_blocks,
     last_of,
+    need_sites,
     sites_named,
 )
 
@@ -59,6 +60,7 @@ class DenseAdapterConfig(BottleneckConfig):
         names = ["image.attn_out", "image.mlp_out"] if "v" in self.parts else []
         if "l" in self.parts:
             names += ["text.attn_out", "text.mlp_out"]
+        need_sites(model, [*names, *(["condition"] if "c" in self.parts else [])], self.parts)
         found = [sites_named(model, name) for name in names]
         if self.variant == "published":
             # The published code counts blocks below the last extract layer in both encoders (it misses the block

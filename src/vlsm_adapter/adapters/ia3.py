@@ -19,6 +19,7 @@ from vlsm_adapter.adapters.config import (
     check_choice,
     last_of,
     linear_sites,
+    need_sites,
 )
 
 if TYPE_CHECKING:
@@ -61,10 +62,12 @@ class IA3Config(AdapterConfig):
         """
         from vlsm_adapter.adapters.peft_layers import RescalePart
 
+        towers = [tower for letter, tower in (("v", "image"), ("l", "text")) if letter in self.parts]
+        targets = ("key", "value", "mlp_out")
+        need_sites(model, [f"{tower}.{target}" for tower in towers for target in targets], self.parts)
         return [
             Placement(site, part=partial(RescalePart, incoming=target == "mlp_out"))
-            for letter, tower in (("v", "image"), ("l", "text"))
-            for target in ("key", "value", "mlp_out")
-            if letter in self.parts
+            for tower in towers
+            for target in targets
             for site in last_of(linear_sites(model, f"{tower}.{target}"), self.last_blocks)
         ]

@@ -23,6 +23,7 @@ from vlsm_adapter.adapters.config import (
     check_share,
     last_of,
     linear_sites,
+    need_sites,
 )
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class LowRankConfig(AdapterConfig):
             for target in TARGETS[self.targets]
             if letter in self.parts
         ]
+        need_sites(model, [*names, *(["text.projection"] if "c" in self.parts else [])], self.parts)
         sites = [site for name in names for site in last_of(linear_sites(model, name), self.last_blocks)]
         if "c" in self.parts:
             sites += linear_sites(model, "text.projection")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from vlsm_adapter.adapters.config import ADAPTERS, AdapterConfig, Placement, check_positive
+from vlsm_adapter.adapters.config import ADAPTERS, AdapterConfig, Placement, check_positive, need_sites
 from vlsm_adapter.adapters.parts import Part
 from vlsm_adapter.adapters.prompt_tokens import (
     MOST_TOKENS,
@@ -98,6 +98,7 @@ class MaPLeConfig(AdapterConfig):
         Raises:
             AdapterError: the model lacks a site, has fewer blocks, or too short a context for so many tokens.
         """
+        need_sites(model, ["text.tokens", "image.tokens"])
         text, image = (first_blocks(model, f"{tower}.tokens", self.depth) for tower in ("text", "image"))
         check_context(model, self.tokens)
         if self.depth is None:

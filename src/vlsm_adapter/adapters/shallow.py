@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from vlsm_adapter.adapters.config import ADAPTERS, BottleneckConfig, Placement, sites_named
+from vlsm_adapter.adapters.config import ADAPTERS, BottleneckConfig, Placement, need_sites, sites_named
 from vlsm_adapter.errors import AdapterError
 from vlsm_adapter.models.base import TextSkip
 
@@ -47,6 +47,8 @@ class ShallowAdapterConfig(BottleneckConfig):
         Raises:
             AdapterError: the text states have another width than the condition they are added to.
         """
+        names = {"v": "image.skip", "l": "text.skip"}
+        need_sites(model, [*(names[part] for part in self.parts if part in names), "condition"], self.parts)
         chosen = [
             (site, self.bottleneck_dim) for site in (sites_named(model, "image.skip") if "v" in self.parts else [])
         ]

@@ -23,6 +23,7 @@ from vlsm_adapter.adapters.config import (
     check_choice,
     check_positive,
     check_share,
+    need_sites,
     sites_named,
 )
 from vlsm_adapter.adapters.parts import Part
@@ -180,6 +181,9 @@ class TelescopicConfig(AdapterConfig):
         """Each adapter's site and its share of ``bottleneck_dim``."""
         found: list[Place] = []
         blocks: list[int] = []
+        stages = [stage for letter, stage in (("v", "image"), ("l", "text")) if letter in self.parts]
+        names = [f"{stage}.{layer}" for stage in stages for layer in ("attn_out", "mlp_out")]
+        need_sites(model, [*names, *(["condition"] if "c" in self.parts else [])], self.parts)
         if "v" in self.parts:
             image = [site for name in ("image.attn_out", "image.mlp_out") for site in sites_named(model, name)]
             blocks = sorted({site.index for site in image})

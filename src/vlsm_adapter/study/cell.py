@@ -93,13 +93,14 @@ def run_cell(folder: CellFolder) -> None:
         raise UserError(f"{folder.cell_file}: {problems[0]}")
     config = folder.run.config()
     from vlsm_adapter.adapters import ADAPTERS
+    from vlsm_adapter.adapters.folder import FILES
 
     resources = {**folder.resources(), **_machine()}
     trains = ADAPTERS.get(config.adapter.method).trains
     if trains and not folder.trained():
         _train(folder, resources)
     todo = folder.pending(config, evaluation)
-    if todo and trains and not folder.run.adapter.is_dir():
+    if todo and trains and not all((folder.run.adapter / name).is_file() for name in FILES):
         raise UserError(
             f"{folder.path}: trained, but its adapter is not here to be evaluated: copy {folder.run.adapter}, "
             "or remove the run's folder to train again"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlsm_adapter.errors import UserError, one_line
+from vlsm_adapter.errors import UserError, one_line, short
 from vlsm_adapter.logs import check_logs
 from vlsm_adapter.study.config import Evaluation
 from vlsm_adapter.study.grid import Cell
@@ -80,15 +80,17 @@ def _check_data(cells: Sequence[Cell], evaluation: Evaluation, facts: Facts) -> 
 
     read: dict[str, Cases | None] = {}
     asked: set[tuple[Any, ...]] = set()
+    sizes: dict[tuple[str, str, str, int], str] = {}
     for cell in cells:
         data = dataclasses.replace(cell.config.data, subset=None, subset_seed=None)
         key = repr((data.path, data.val_path, data.prompt, data.division(), data.skip_bad))
         if key not in read:
             read[key] = None
             places = {"path": data.path} if data.val_path is None else {"path": data.path, "val_path": data.val_path}
-            if gone := [name for name, path in places.items() if not Path(path).expanduser().exists()]:
+            if gone := [name for name, path in places.items() if not _exists(path)]:
                 facts.absent += [
-                    f"data.{cell.data}.{name}: {places[name]} is not there; give the data folder" for name in gone
+                    f"data.{cell.data}.{name}: {short(places[name])} is not there; give the data folder"
+                    for name in gone
                 ]
                 continue
             try:
@@ -107,11 +109,25 @@ def _check_data(cells: Sequence[Cell], evaluation: Evaluation, facts: Facts) -> 
             except UserError as error:
                 facts.problems.append(f"fractions, data.{cell.data}: {error}")
                 continue
+        if cell.trains:
+            twin = sizes.setdefault((cell.data, cell.protocol, cell.method, counts["train"]), cell.fraction)
+            if twin != cell.fraction:
+                facts.problems.append(
+                    f"fractions, data.{cell.data}: '{twin}' and '{cell.fraction}' are both {counts['train']} of its training "
+                    "cases; leave one of them out, or restrict it by 'on' of the methods"
+                )
         facts.cases[cell.path] = counts
         levels = (key, cell.protocol, cell.config.data.level, cell.config.data.eval_level, cell.trains)
         if levels not in asked:
             asked.add(levels)
             facts.problems += _without_level(cell, cases, evaluation)
+
+
+def _exists(path: str | Path) -> bool:
+    try:
+        return Path(path).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # too long a name, a null character, a user who is not there
+        return False
 
 
 def _without_level(cell: Cell, cases: Any, evaluation: Evaluation) -> list[str]:

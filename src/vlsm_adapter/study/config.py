@@ -58,6 +58,20 @@ class Resources:
     memory_gb: float | None = field(default=None, metadata={"low": 0.1, "high": 1e5})
 
 
+class StudyProblems(ConfigError):
+    """What is wrong with a study.
+
+    Args:
+        study: as far as it could be read.
+        problems: a line each, which is told behind the name of the study's file.
+    """
+
+    def __init__(self, study: Study, problems: Iterable[str]) -> None:
+        self.study = study
+        self.problems = list(dict.fromkeys(problems))
+        super().__init__("\n".join(study.line(problem) for problem in self.problems))
+
+
 @dataclass(frozen=True)
 class Search:
     """How hyper-parameters are chosen, by validation alone.
@@ -140,7 +154,7 @@ class Study:
 
     def error(self, problems: Iterable[str]) -> ConfigError:
         """To raise for what is wrong with the study: each problem once, on a line that names the file it was read from."""
-        return ConfigError("\n".join(self.line(problem) for problem in dict.fromkeys(problems)))
+        return StudyProblems(self, problems)
 
     def line(self, told: str) -> str:
         """``told`` behind the name of the file that the study was read from, which is where the user mends it."""

@@ -90,17 +90,20 @@ class Estimator:
             for part in ("train", "evaluate"):
                 peak = ((found.get(part) or {}).get("peak_memory_mb") or 0.0) / 1024
                 peaks[cell.model] = max(peaks.get(cell.model, 0.0), 1.1 * peak)
-        needs, source = [_PROCESS_GB], "measured on finished runs"
+        needs, source, unknown = [_PROCESS_GB], "measured on finished runs", False
         for cell in cells:
             if peaks.get(cell.model):
                 needs.append(peaks[cell.model])
             else:
                 source = "estimated from parameters, batch and input size"
+                unknown = unknown or cell.model not in self.facts.parameters
                 needs.append(self._modelled_gb(cell))
+        if unknown:
+            source = f"a guess: a model is not here, and taken to have {_IMAGE_PARAMETERS / 1e6:.0f} million parameters"
         return max(needs), source
 
     def _modelled_gb(self, cell: Cell) -> float:
-        parameters = self.facts.parameters.get(cell.model, 0)
+        parameters = self.facts.parameters.get(cell.model, int(_IMAGE_PARAMETERS))
         report = self.facts.reports.get((cell.model, cell.method))
         trainable = 0 if report is None else report.trainable
         side = cell.config.model.image_size or self.facts.sides.get(cell.model, _IMAGE_SIDE)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:  # Ray's workers read this module too, and stay small
 
 CELL_FORMAT = ("vlsm-cell", 1)
 STATUS_FORMAT = ("vlsm-study-status", 1)
+# Sections of resources.json, and what must be numbers in them: estimates are made from these.
+_RESOURCES = ("train", "evaluate")
+_NUMBERS = ("seconds", "loop_seconds", "epochs", "cases", "peak_memory_mb", "peak_gpu_memory_mb")
 STATES = ("running", "finished", "failed", "killed", "stopped")
 
 
@@ -139,8 +142,12 @@ class CellFolder:
         return values
 
     def resources(self) -> dict[str, Any]:
-        """``resources.json``, empty where there is none."""
-        return _read_json(self.resources_file)
+        """``resources.json`` without what is no number where there has to be one; empty where there is none."""
+        values = _read_json(self.resources_file)
+        for part in _RESOURCES:
+            if part in values:
+                values[part] = _measured(values[part])
+        return values
 
     def trained(self) -> bool:
         """Whether training came to its end, by what is on disk."""
@@ -187,6 +194,7 @@ class CellFolder:
             and summary.get("threshold")
             == (self._threshold() if evaluation.threshold is None else evaluation.threshold)
             and (not evaluation.probes or folder.sensitivity_file.is_file())
+            and folder.holds_scores(summary)
         )
 
     def _threshold(self) -> float:
@@ -196,7 +204,14 @@ class CellFolder:
 
     def finished(self, config: RunConfig, evaluation: Evaluation | None, *, trains: bool) -> bool:
         """Whether nothing is left to do."""
-        return (self.trained() or not trains) and self.cell_file.is_file() and not self.pending(config, evaluation)
+        return (self.trained() or not trains) and self._described() and not self.pending(config, evaluation)
+
+    def _described(self) -> bool:
+        """Whether ``cell.json`` can be read: the report takes the names from it."""
+        try:
+            return bool(self.cell())
+        except UserError:
+            return False
 
 
 def best_validation(run: Path) -> tuple[float, int] | None:
@@ -215,6 +230,17 @@ def best_validation(run: Path) -> tuple[float, int] | None:
     except (OSError, KeyError, ValueError, TypeError):
         return best
     return best
+
+
+def _measured(values: Any) -> dict[str, Any] | None:
+    """A section of ``resources.json``, without numbers that are none; None where it is no section."""
+    if not isinstance(values, dict):
+        return None
+    return {
+        key: value
+        for key, value in values.items()
+        if key not in _NUMBERS or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e12)
+    }
 
 
 def _jsonable(value: Any) -> Any:

@@ -30,6 +30,9 @@ _IMMATERIAL = {
 # What it means where a key of `_comparable` is not there.
 _UNSAID = {"subsets": "shared"}
 
+#: What is said of a method that runs nowhere.
+NO_RUN = "its 'on' leaves it no run"
+
 #: data set, protocol, model, method: what hyper-parameters are chosen for.
 Group = tuple[str, str, str, str]
 
@@ -83,6 +86,14 @@ def expand(study: Study, chosen: Mapping[Group, Mapping[str, Any]] | None = None
     Raises:
         ConfigError: the axes contradict each other, or a run's configuration is wrong as a whole; all of it at once.
     """
+    cells, problems = combine(study, chosen)
+    if problems:
+        raise study.error(problems)
+    return cells
+
+
+def combine(study: Study, chosen: Mapping[Group, Mapping[str, Any]] | None = None) -> tuple[list[Cell], list[str]]:
+    """The runs of the study that can be, and what is wrong with the others or with all of them; see :func:`expand`."""
     problems: list[str] = []
     cells: list[Cell] = []
     for seed_index, seed in enumerate(study.seeds):
@@ -100,10 +111,7 @@ def expand(study: Study, chosen: Mapping[Group, Mapping[str, Any]] | None = None
                     ]
                     continue
                 cells.append(Cell(*where, *place, config, method.trains))
-    problems += _contradictions(study, cells, had_problems=bool(problems))
-    if problems:
-        raise study.error(problems)
-    return cells
+    return cells, problems + _contradictions(study, cells, had_problems=bool(problems))
 
 
 def config_of(
@@ -148,19 +156,23 @@ def config_of(
 def select(cells: Sequence[Cell], pattern: str | None) -> list[Cell]:
     """The cells whose path holds ``pattern``, or one of several with commas between; ``*`` and ``?`` stand for any characters.
 
+    Where it is whole names of some path (``s1``, ``dense/100pct/s1``), names that only hold it (``s10``) are left out.
+
     Raises:
         ConfigError: one of them names none.
     """
     if pattern is None:
         return list(cells)
-    parts = [part.strip() for part in re.split(r",(?![^\[]*\])", pattern)]  # not those in brackets: s4[1,2]
-    found = {
-        part: {cell.path for cell in cells if fnmatch.fnmatchcase(cell.path, f"*{part}*")} for part in parts if part
-    }
-    for part in parts:
-        if not found.get(part):
-            raise ConfigError(f"--only '{part}': names no run; {_like(part, [cell.path for cell in cells])}")
-    wanted = set().union(*found.values())
+    split = (part.strip().removeprefix("runs/") for part in re.split(r",(?![^\[]*\])", pattern))  # not s4[1,2]
+    parts = [part for part in split if part]
+    paths = [cell.path for cell in cells]
+    wanted: set[str] = set()
+    for part in parts or [""]:
+        found = [path for path in paths if fnmatch.fnmatchcase(f"/{path}/", f"*/{part.strip('/')}/*")]
+        found = found or [path for path in paths if fnmatch.fnmatchcase(path, f"*{part}*")]
+        if not found or not part:
+            raise ConfigError(f"--only '{part}': names no run; {_like(part, paths)}")
+        wanted.update(found)
     return [cell for cell in cells if cell.path in wanted]
 
 
@@ -270,13 +282,14 @@ def _contradictions(study: Study, cells: Sequence[Cell], *, had_problems: bool) 
     if had_problems or problems:
         return problems
     used = {cell.method for cell in cells}
-    problems += [f"methods.{name}: its 'on' leaves it no run" for name in study.methods if name not in used]
+    problems += [f"methods.{name}: {NO_RUN}" for name in study.methods if name not in used]
     places: dict[str, Cell] = {}
     for cell in cells:
         # Protocols that differ in training alone are one to a method that does not train.
-        same = json.dumps(
-            [_written_out(cell.config), None if cell.trains else cell.protocol], sort_keys=True, default=str
-        )
+        # What is searched is no twin of what is set, even where the search comes to the same.
+        space = {key: choice.to_plain() for key, choice in study.methods[cell.method].space.items()}
+        alike = [_written_out(cell.config), space, None if cell.trains else cell.protocol]
+        same = json.dumps(alike, sort_keys=True, default=str)
         twin = places.setdefault(same, cell)
         if twin is not cell:
             axis = next(

@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from vlsm_adapter import files
@@ -162,7 +163,29 @@ def absolute(study: Study) -> Study:
             for key, value in entry.items()
         }
 
-    return dataclasses.replace(study, data={name: resolved(entry) for name, entry in study.data.items()})
+    from vlsm_adapter.models import embedded_models, text_free_models
+
+    def located(model: Mapping[str, Any]) -> dict[str, Any]:
+        # As it is read: what is a folder here, else a name of the package or of a hub.
+        name = str(model["name"])
+        here = name not in (*embedded_models(), *text_free_models()) and Path(name).expanduser().is_dir()
+        return {**model, "name": str(real_folder(name))} if here else dict(model)
+
+    methods = {
+        name: dataclasses.replace(
+            method,
+            data=resolved(method.data),
+            model=None if method.model is None else (method.model[0], located(method.model[1])),
+        )
+        for name, method in study.methods.items()
+    }
+    return dataclasses.replace(
+        study,
+        data={name: resolved(entry) for name, entry in study.data.items()},
+        protocols={name: resolved(entry) for name, entry in study.protocols.items()},
+        models={label: located(entry) for label, entry in study.models.items()},
+        methods=methods,
+    )
 
 
 def write_status(plan: Plan) -> None:

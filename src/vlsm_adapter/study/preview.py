@@ -105,6 +105,13 @@ def _grid(plan: Plan) -> Iterator[str]:
             yield f"  {name:<{width}}  {', '.join(parts)}{told}"
 
 
+def spell_runs(runs: int, with_trials: int) -> str:
+    """``1 run``, ``9 runs``, ``9 runs and 20 trials``."""
+    trials = with_trials - runs
+    more = f" and {trials} trial{'' if trials == 1 else 's'}" if trials else ""
+    return f"{runs} run{'' if runs == 1 else 's'}{more}"
+
+
 def _time(plan: Plan, at_once: int) -> Iterator[str]:
     estimates = [(cell, plan.estimator.seconds(cell)) for cell in plan.todo]
     known = [found for _, found in estimates if found is not None]
@@ -121,6 +128,6 @@ def _time(plan: Plan, at_once: int) -> Iterator[str]:
         lengths += [max(like, default=0.0)] * left
     told = ", ".join(f"{count} {_SOURCES[name]}" for name, count in Counter(found[1] for found in known).items())
     if lengths:
-        yield f"time: about {spell(side_by_side(lengths, at_once))} for {len(known)} runs{f' ({told})' if told else ''}"
+        yield f"time: about {spell(side_by_side(lengths, at_once))} for {spell_runs(len(known), len(lengths))}{f' ({told})' if told else ''}"
     if unknown := len(estimates) - len(known):
-        yield f"  {unknown} runs have no estimate: their data or model is not on this machine"
+        yield f"  {spell_runs(unknown, unknown)} without an estimate: data or model is not on this machine"

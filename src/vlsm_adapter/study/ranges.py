@@ -12,6 +12,10 @@ from vlsm_adapter.errors import ConfigError, nearest
 
 SAMPLERS = ("tpe", "random", "grid")
 _SECTIONS = ("train", "settings")
+# Keys of ``train`` that say how the work is done, not what comes out.
+_IDLE = (
+    "workers", "save_seconds", "feature_cache", "feature_cache_mb", "feature_cache_gb", "checkpointing",
+)  # fmt: skip
 _KEYS = ("low", "high", "log", "step")
 
 
@@ -95,6 +99,14 @@ def parse_range(value: Any) -> Range:
         raise ConfigError(f"step={step}: a number above 0, and not with log")
     if isinstance(low, int) and isinstance(high, int) and step is not None and not isinstance(step, int):
         raise ConfigError(f"step={step}: of whole numbers, a whole one")
+    if step is not None:
+        steps = math.floor((high - low) / step + 1e-9)
+        if steps < 1:
+            raise ConfigError(
+                f"step={step}: from low {low} to high {high} there is no second value; at most {high - low:g}"
+            )
+        # The last value that is reached: 4 to 9 by 4 is 4 and 8.
+        high = low + steps * step if isinstance(step, int) and isinstance(low, int) else min(high, low + steps * step)
     return Range(low=low, high=high, log=log, step=step)
 
 
@@ -105,6 +117,11 @@ def parse_space(values: Mapping[str, Any], where: str, problems: list[str]) -> d
         section, _, last = key.partition(".")
         if section not in _SECTIONS or not last or key == "train.seed":
             problems.append(f"{where}{key}: search train.KEY (not the seed) or settings.KEY, such as train.lr")
+            continue
+        if section == "train" and last in _IDLE:
+            problems.append(
+                f"{where}{key}: changes no result, there is nothing to choose; set it in 'train' of the study"
+            )
             continue
         try:
             space[key] = parse_range(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 from pathlib import Path
@@ -23,6 +24,23 @@ _EMBEDDED = {
     # Its name notwithstanding: off, Ray's processes listen on the loopback interface alone, on Linux as well.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
 }
+
+
+def need_ray() -> None:
+    """Refuse to go on without Ray; it is not imported.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    if why := ray_missing():
+        raise UserError(why)
+
+
+def ray_missing() -> str | None:
+    """Why runs cannot go to Ray: it is not installed; None where it is. It is not imported."""
+    if importlib.util.find_spec("ray") is None:
+        return f"Ray is not installed: {INSTALL}, or run one after another with --local"
+    return None
 
 
 class RayExecutor:
@@ -55,10 +73,11 @@ class RayExecutor:
         address: str | None = None,
     ) -> None:
         os.environ.update(_ENVIRONMENT | (_EMBEDDED if address is None else {}))  # before Ray is imported
+        need_ray()
         try:
             import ray
         except ImportError as error:
-            raise UserError(f"Ray is not installed: {INSTALL}, or run one after another with --local") from error
+            raise UserError(f"Ray cannot be imported ({one_line(error)}): {INSTALL} again") from error
         if address is not None and (why := why_silent(address)):
             raise UserError(f"Ray: no cluster answers at '{address}' ({why}); or run on this machine with --local")
         self._ray: Any = ray

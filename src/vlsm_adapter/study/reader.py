@@ -7,25 +7,26 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vlsm_adapter.adapters import ADAPTERS, adapter_config
 from vlsm_adapter.config import LEVELS, DataConfig, LogConfig, ModelConfig, TrainConfig, build_section
+from vlsm_adapter.data.entries import real_folder
 from vlsm_adapter.data.subsets import parse_subset
-from vlsm_adapter.errors import ConfigError, nearest
+from vlsm_adapter.errors import ConfigError, DataError, nearest, short
 from vlsm_adapter.study.config import AXES, SUBSETS, Evaluation, Method, Resources, Search, Study
 from vlsm_adapter.study.ranges import Range, parse_space
+from vlsm_adapter.study.yaml_file import read_yaml
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 _SPLITS = ("train", "val", "test", "all")
 # Keys that belong to one axis alone; set elsewhere they would contradict it.
 _OF_DATA = ("path", "prompt")
 _OF_PROTOCOLS = ("level", "eval_level")
+_OF_CASES = ("val_path", "split_file", "split_seed", "fractions", "fold", "stratify", "skip_bad")
 _OF_FRACTIONS = ("subset", "subset_seed")
 
 
@@ -33,13 +34,13 @@ def load_study(file: str | Path) -> Study:
     """Read and check ``file``.
 
     Raises:
-        ConfigError: unreadable, or one line for each thing that is wrong.
+        ConfigError: unreadable; StudyProblems with one line for each thing that is wrong.
     """
     problems: list[str] = []
-    study = _Reader(_read(Path(file)), problems).study(Path(file).stem)
+    study = dataclasses.replace(_Reader(read_yaml(Path(file)), problems).study(Path(file).stem), file=str(file))
     if problems:
-        raise ConfigError("\n".join(f"{file}: {problem}" for problem in dict.fromkeys(problems)))
-    return dataclasses.replace(study, file=str(file))
+        raise study.error(problems)
+    return study
 
 
 def fraction_label(value: Any) -> str:
@@ -72,8 +73,7 @@ class _Reader:
         data = self._named("data", {})
         for name, entry in data.items():
             self._section(DataConfig, entry, f"data.{name}.", (*_OF_PROTOCOLS, *_OF_FRACTIONS), with_train=True)
-            if not entry.get("path"):
-                self.problems.append(f"data.{name}.path is missing: give the data folder")
+            self._path(entry.get("path"), f"data.{name}.path")
         protocols = self._named("protocols", {"default": {}})
         for name, entry in protocols.items():
             self._section(DataConfig, entry, f"protocols.{name}.", (*_OF_DATA, *_OF_FRACTIONS), with_train=True)
@@ -100,6 +100,15 @@ class _Reader:
             fractions=tuple(axes["fractions"]), train=train, log=log, evaluate=evaluate, resources=resources,
             search=search, subsets=self._subsets(), source=source,
         )  # fmt: skip
+
+    def _path(self, given: Any, where: str) -> None:
+        if not given:
+            self.problems.append(f"{where} is missing: give the data folder")
+        elif isinstance(given, str):
+            try:
+                real_folder(given)
+            except DataError as error:
+                self.problems.append(f"{where}: {error}; give the data folder")
 
     # -- axes ------------------------------------------------------------------------------------------------------------
 
@@ -153,6 +162,11 @@ class _Reader:
             )
             self._section(TrainConfig, base.train, f"{where}train.", ("seed",))
             self._section(DataConfig, base.data, f"{where}data.", (*_OF_DATA, *_OF_PROTOCOLS, *_OF_FRACTIONS))
+            self.problems += [
+                f"{where}data.{key}: is said by 'data' or 'protocols', so that all methods have the same cases; take it out here"
+                for key in _OF_CASES
+                if key in base.data
+            ]
             variants = self._mapping(f"{where}variants", entry.get("variants"))
             for variant, changes in (variants or {"": {}}).items():
                 label = f"{name}_{variant}" if variant else name
@@ -172,6 +186,12 @@ class _Reader:
                 "under a name of your own, say 'method: NAME'"
             )
             return False
+        own = where.removeprefix("methods.").rstrip(".")
+        if own in ADAPTERS and own != method.adapter:
+            self.problems.append(
+                f"methods.{own}: is the name of another method than '{method.adapter}', and tables would call it so; "
+                f"give it a name of its own, such as {method.adapter}_{own}"
+            )
         try:
             adapter_config(method.adapter, **method.settings)
         except ConfigError as error:
@@ -248,6 +268,11 @@ class _Reader:
         self._section(TrainConfig, dict(section.train), "search.train.", ("seed",))
         fraction = self._fraction(section.fraction, "search.fraction") if section.fraction is not None else None
         self._grid_of_lists(section, space, "search.space.")
+        self.problems += [
+            f"search.space.train.{key}: is set in search.train as well; leave one of them out"
+            for key in section.train
+            if f"train.{key}" in space
+        ]
         return dataclasses.replace(section, space=space, fraction=fraction)
 
     def _grid_of_lists(self, search: Search, space: Mapping[str, Range], where: str) -> None:
@@ -275,6 +300,8 @@ class _Reader:
             fixed = {"settings": method.settings, "train": method.train}.get(section, {})
             if last in fixed and key in own:
                 self.problems.append(f"{where}search.{key}: is set in {where}{section} as well; leave one of them out")
+            if key in own and section == "train" and last in search.train:
+                self.problems.append(f"{where}search.{key}: is set in search.train as well; leave one of them out")
             for value in choice.extremes():
                 try:
                     if section == "settings":
@@ -313,8 +340,13 @@ class _Reader:
 
     def _named(self, key: str, default: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         found = self._mapping(key, self.values.get(key)) or dict(default)
+        folders: dict[str, str] = {}
         for name in found:
             self._check_name(name, key)
+            if (other := folders.setdefault(name.lower(), name)) != name:
+                self.problems.append(
+                    f"{key}: '{other}' and '{name}' are one folder where capitals do not count; rename one"
+                )
         return {name: self._mapping(f"{key}.{name}", entry) for name, entry in found.items()}
 
     def _mapping(self, where: str, value: Any) -> dict[str, Any]:
@@ -352,7 +384,8 @@ class _Reader:
     def _check_name(self, name: str, where: str) -> None:
         if not _NAME.fullmatch(name):
             self.problems.append(
-                f"{where}: the name '{name}' becomes a folder: letters, digits and '_.+-', beginning with one of the first two"
+                f"{where}: the name '{short(name, 80)}' becomes a folder: at most 64 letters, digits and '_.+-', beginning with "
+                "one of the first two"
             )
 
     def _no_doubles(self, key: str, values: Iterable[Any]) -> None:
@@ -365,43 +398,10 @@ class _Reader:
 
 def _shown(value: Any) -> str:
     """``value`` as a message names it; what is long, shortened."""
-    text = str(value) if isinstance(value, date) else repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return short(str(value) if isinstance(value, date) else repr(value), 80)
 
 
 def _fixed(method: Method, key: str) -> bool:
     """Whether the method itself says what the shared space would search: the more special wins."""
     section, _, last = key.partition(".")
     return last in {"settings": method.settings, "train": method.train}.get(section, {})
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key stands once: of two methods under one name the first would vanish otherwise."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:bool":
-                key_node.tag = "tag:yaml.org,2002:str"  # YAML 1.1 takes the key 'on' for a truth value
-            if key_node.tag == "tag:yaml.org,2002:merge":  # '<<: *name' has no value of its own
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable):
-                if key in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"'{key}' stands twice", key_node.start_mark)
-                seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_UniqueKeys)
-    except OSError as error:
-        raise ConfigError(
-            f"{file}: cannot be read ({error.strerror}); give a study file, see docs/compare.md"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{file}: not YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ConfigError(f"{file}: must hold sections data, methods, ...; see docs/compare.md")
-    return values

@@ -21,6 +21,7 @@ from vlsm_adapter.console import Console
 from vlsm_adapter.errors import UserError
 from vlsm_adapter.evaluation_folder import EvaluationFolder
 from vlsm_adapter.interrupt import Interrupted, StopSignal
+from vlsm_adapter.study.config import StudyProblems
 from vlsm_adapter.study.drive import Task, drive
 from vlsm_adapter.study.estimate import free_memory_gb, side_by_side, spell
 from vlsm_adapter.study.folder import CellFolder, StudyFolder, best_validation
@@ -28,7 +29,9 @@ from vlsm_adapter.study.grid import Cell
 from vlsm_adapter.study.plan import Plan, absolute, check, make_plan, settle, write_status
 from vlsm_adapter.study.precision import mixed_precision
 from vlsm_adapter.study.preview import preview, room
+from vlsm_adapter.study.problems import told_together
 from vlsm_adapter.study.processes import Executor, LocalExecutor, Outcome
+from vlsm_adapter.study.ray_executor import need_ray, ray_missing
 from vlsm_adapter.study.reader import load_study
 from vlsm_adapter.study.trials import run_searches
 from vlsm_adapter.train import absolute_paths
@@ -69,13 +72,20 @@ def compare(
     if local and address is not None:
         raise UserError("--local and --address: give one of them")
     out = Path(file).stem if out is None else out
-    plan = make_plan(load_study(file), StudyFolder(Path(out)), only)
+    try:
+        plan = make_plan(load_study(file), StudyFolder(Path(out)), only)
+    except StudyProblems as found:
+        raise told_together(found, dry_run=dry_run) from found
     if dry_run:
         for line in preview(plan, jobs=jobs, local=local):
             print(line)
+        if not local and (why := ray_missing()):
+            console.warn(why)
         _warn_of_precision(plan, console)
         return 0
     if plan.todo or plan.searching:
+        if not local:
+            need_ray()
         check(plan, absent_is_wrong=True)
         _warn_of_precision(plan, console)
     busy = f"{out}: another 'vlsm compare' works on this study; wait for it or stop it"
@@ -100,7 +110,11 @@ def compare(
                 executor.close()
                 write_status(plan)
             if stop.requested:
-                command = shlex.join(["vlsm", "compare", str(file), "--out", str(out)])
+                given = {"--jobs": jobs, "--address": address, "--only": only}
+                options = [word for name, value in given.items() if value is not None for word in (name, str(value))]
+                options += ["--retries", str(retries)] if retries != 1 else []
+                options += ["--local"] if local else []
+                command = shlex.join(["vlsm", "compare", str(file), "--out", str(out), *options])
                 raise Interrupted(f"stopped; the same command continues: {command}")
     for label, error in failures.items():
         console.warn(f"{label}: {error}")

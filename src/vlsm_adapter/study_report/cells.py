@@ -72,6 +72,11 @@ def average_cell(found: TableNumbers, key: RowKey, metric: str) -> Cell:
     return Cell(displayed(metric, about["mean"]), std, best=about["best"], second=about["second"], seeds=seeds)
 
 
+def has_seeds(found: TableNumbers) -> bool:
+    """Whether some method was trained with more than one seed: else there are no deviations."""
+    return any(len(cell) > 1 for cell in found.table.cells.values())
+
+
 def usual_seeds(found: TableNumbers) -> int:
     """The number of seeds that most cells have."""
     counts = [len(cell) for cell in found.table.cells.values() if not cell[0].is_zero_shot]
@@ -171,7 +176,7 @@ def reference_name(found: TableNumbers) -> str | None:
 def caption(found: TableNumbers) -> str:
     """What every number of the table is; one paragraph."""
     seeds = usual_seeds(found)
-    several = any(len(cell) > 1 for cell in found.table.cells.values())
+    several = has_seeds(found)
     text = f"Mean {'± standard deviation over seeds' if several else '(one seed)'} of the mean over cases"
     text += f" ({seeds} seeds unless stated)" if several else ""
     drawn = {one.recipe.get(SUBSET_SEED) for cell in found.table.cells.values() for one in cell if one.seed is not None}

@@ -71,9 +71,11 @@ _MARKS = {BETTER: r"$^{*}$", WORSE: r"$^{\dagger}$", "": ""}
 
 def tex(text: str) -> str:
     """``text`` so that LaTeX sets these very characters; control characters become spaces."""
-    parts = []
+    parts: list[str] = []
     for char in unicodedata.normalize("NFC", " ".join(str(text).split())):
-        if char in _ESCAPED:
+        if char == "-" and parts and parts[-1].endswith("-"):
+            parts.append("{}-")  # two would be set as a dash
+        elif char in _ESCAPED:
             parts.append(_ESCAPED[char])
         elif " " <= char <= "~" or ("\u00c0" <= char <= "\u017e" and char.isalpha() and char not in _IN_NONE):
             parts.append(char)

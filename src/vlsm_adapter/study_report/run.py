@@ -49,10 +49,18 @@ class Run:
         return values if isinstance(values, Mapping) else {}
 
     def cell(self) -> Mapping[str, Any]:
-        """The names its study gives it; empty for a run made without a study."""
+        """The names its study gives it; empty for a run made without a study.
+
+        Raises:
+            UserError: it has a damaged one: by other names it would stand in another table.
+        """
+        if not (self.path / "cell.json").exists():
+            return {}
         values = self.json("cell.json")
         names = ("data", "protocol", "model", "method")
-        return values if all(isinstance(values.get(name), str) and values[name] for name in names) else {}
+        if not all(isinstance(values.get(name), str) and values[name] for name in names):
+            raise UserError("cell.json is damaged, which says what the study calls it; run 'vlsm compare' again")
+        return values
 
     def state(self) -> str:
         """Why there is no evaluation, as far as it is known."""

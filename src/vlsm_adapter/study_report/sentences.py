@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlsm_adapter.study_report.cells import points, reference_name, short_count
+from vlsm_adapter.study_report.cells import has_seeds, points, reference_name, short_count
 from vlsm_adapter.study_report.naming import listed, percent_or_cases
 from vlsm_adapter.study_report.numbers import TableNumbers
 from vlsm_adapter.study_report.tables import Row, Setting
@@ -101,7 +101,8 @@ def _against_reference(found: TableNumbers) -> list[str]:
     return [
         f"DSC against {reference} (p < 0.05 after Holm's correction over {count} "
         f"comparison{'' if count == 1 else 's'}): {'; '.join(parts)}. These tests say whether a difference holds for other "
-        "cases; whether it holds for other seeds, the deviations over seeds say."
+        "cases; whether it holds for other seeds, "
+        + ("the deviations over seeds say." if has_seeds(found) else "one seed cannot say.")
     ]
 
 

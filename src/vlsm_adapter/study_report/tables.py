@@ -220,14 +220,18 @@ def _rows(results: Sequence[Result], keys: Mapping[str, RowKey]) -> list[Row]:
     for result in results:
         members[keys[result.key]].append(result)
     labels = {key: _own_label(key, of_key, members) for key, of_key in members.items()}
+    labels = {
+        key: label + _of_study(members[key][0], [members[one][0] for one in labels if labels[one] == label])
+        for key, label in labels.items()
+    }
+    own = dict(labels)
     # Only where a label is not enough: the model, then its weights, then a number.
     for tell_apart in (lambda one: f"{one.model}: ", lambda one: f"{one.model} ({one.model_hash[:6]}): "):
         counts = Counter(labels.values())
         for key, of_key in members.items():
             label = labels[key]
             if counts[label] > 1:
-                plain = _own_label(key, of_key, members)
-                labels[key] = f"{tell_apart(of_key[0])}{plain}"
+                labels[key] = f"{tell_apart(of_key[0])}{own[key]}"
     counts, seen = Counter(labels.values()), Counter[str]()
     for key in members:
         if counts[labels[key]] > 1:
@@ -252,6 +256,13 @@ def _rows(results: Sequence[Result], keys: Mapping[str, RowKey]) -> list[Row]:
     return sorted(
         rows, key=lambda row: (*order(row.name, row.method, row.settings), models.index(row.model), row.label)
     )
+
+
+def _of_study(result: Result, alike: Sequence[Result]) -> str:
+    """What tells a row from those ``alike`` that its study calls otherwise, or that no study made."""
+    if len({one.name for one in alike}) < 2:
+        return ""
+    return f" ({result.name or 'no study'})"
 
 
 def _own_label(key: RowKey, of_key: Sequence[Result], members: Mapping[RowKey, Sequence[Result]]) -> str:

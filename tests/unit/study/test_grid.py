@@ -156,9 +156,45 @@ def test_selection_by_pattern(cells: list[Cell]) -> None:
     in_order = [cell for cell in cells if cell.path.endswith(("/s0", "/s1"))]
     assert select(cells, "s1,s0") == in_order
     assert select(cells, "/s[1,0]") == in_order
-    for wrong in ("nothing", "dense,nothing", "dense,", ""):
+    assert select(cells, "dense,") == select(cells, "dense")
+    for wrong in ("nothing", "dense,nothing", ",", ""):
         with pytest.raises(ConfigError, match="names no run"):
             select(cells, wrong)
+
+
+def test_whole_names_choose_what_is_called_so_alone(tmp_path: Path) -> None:
+    cells = expand(
+        study_of(
+            tmp_path,
+            changed(
+                seeds=[1, 2, 10, 11], methods={"dense": {}, "dense_v": {"method": "dense", "settings": {"parts": "v"}}}
+            ),
+        )
+    )
+    assert {cell.seed for cell in select(cells, "s1")} == {1}
+    assert {cell.seed for cell in select(cells, "s1*")} == {1, 10, 11}
+    assert {cell.method for cell in select(cells, "dense")} == {"dense"}
+    assert {cell.method for cell in select(cells, "dens")} == {"dense", "dense_v"}
+    for cell in cells:
+        assert select(cells, cell.path) == select(cells, f"runs/{cell.path}") == [cell]
+
+
+def test_what_is_searched_is_no_twin_of_what_is_set(tmp_path: Path) -> None:
+    search = {"space": {"train.lr": [0.03, 0.01]}, "sampler": "grid", "trials": 2}
+    methods = {"set": {"method": "bitfit", "train": {"lr": 0.03}}, "searched": {"method": "bitfit"}}
+    methods |= {
+        "default": {"method": "bitfit", "search": False},
+        "more": {"method": "bitfit", "search": {"train.lr": [0.3, 0.1]}},
+    }
+    study = study_of(tmp_path, changed(methods=methods, search=search))
+    cells = expand(study)
+    assert {cell.method for cell in cells} == set(methods)
+    # A search that comes to what is set is a finding; its trials are not thrown away.
+    chosen = {cell.group: {"train.lr": 0.03} for cell in cells if cell.method == "searched"}
+    assert {cell.config.train.lr for cell in expand(study, chosen) if cell.method in ("set", "searched")} == {0.03}
+    study = study_of(tmp_path, changed(methods={**methods, "again": {"method": "bitfit"}}, search=search))
+    with pytest.raises(ConfigError, match="'searched' and 'again' make the same runs"):
+        expand(study)
 
 
 def test_a_pattern_that_names_no_run_shows_the_nearest(cells: list[Cell]) -> None:

@@ -418,7 +418,7 @@ def test_a_dry_run_tells_the_grid_and_writes_nothing(plan_of: Planned, tmp_path:
     assert "not on this machine: data.gone.path: no/such" in told
     assert "time: about" in told
     assert "3 runs (3 from a step timed here)" in told
-    assert "3 runs have no estimate" in told
+    assert "3 runs without an estimate" in told
     assert [file for file in sorted(tmp_path.rglob("*")) if file.name != "study.yaml"] == [
         file for file in before if file.name != "study.yaml"
     ]

@@ -137,13 +137,22 @@ def test_damage_is_told_and_the_others_are_read(fake: ModuleType, tmp_path: Path
 
 def test_files_that_only_add_may_be_damaged(fake: ModuleType, tmp_path: Path) -> None:
     run = fake.FakeRun(tmp_path / "run", [0.5, 0.6], sensitivity=0.4).write()
-    for name in ("resources.json", "cell.json", "metrics.csv", "data.json"):
+    for name in ("resources.json", "metrics.csv", "data.json"):
         (run / name).write_bytes(b"\xff{not it")
     (run / "evaluation/test-p1/sensitivity.json").write_text("{")
     found = find_results([tmp_path])
     assert len(found.results) == 1
     assert found.results[0].sensitivity is None
     assert "sensitivity.json: damaged" in found.problems[0][1]
+
+
+def test_a_run_whose_names_are_damaged_is_left_out(fake: ModuleType, tmp_path: Path) -> None:
+    run = fake.FakeRun(tmp_path / "run", [0.5, 0.6]).write()
+    for text in ("", "[]", '{"data": "polyps", "protocol": 7}'):
+        (run / "cell.json").write_text(text)
+        found = find_results([tmp_path])
+        assert not found.results
+        assert "cell.json is damaged" in found.problems[0][1]
 
 
 def test_runs_that_are_not_finished(fake: ModuleType, tmp_path: Path) -> None:

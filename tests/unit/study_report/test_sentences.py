@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
+from vlsm_adapter.study_report.cells import caption
 from vlsm_adapter.study_report.document import Bullets, Facts, build
+from vlsm_adapter.study_report.figures.draw import _curves, _pareto, _Part
 from vlsm_adapter.study_report.numbers import TableNumbers, compute
 from vlsm_adapter.study_report.reading import find_results
 from vlsm_adapter.study_report.sentences import summary_text
@@ -27,6 +29,28 @@ def test_fewer_labels_are_compared_seed_by_seed(fake: ModuleType, tmp_path: Path
     assert "changes by -2.00 points on average over methods and data sets (1 pair of runs of the same seed" in line
     fake.FakeRun(tmp_path / "few", [0.38, 0.58], seed=9, subset="10%").write()
     assert not [line for line in summary_text(numbers_of(tmp_path)) if line.startswith("With 10 %")]
+
+
+def test_one_seed_has_no_deviations(fake: ModuleType, tmp_path: Path) -> None:
+    def told() -> str:
+        numbers = numbers_of(tmp_path)
+        return " ".join(
+            [
+                *summary_text(numbers),
+                caption(numbers[0]),
+                _pareto(numbers[0], "t").caption,
+                _curves(numbers[0], "t", ["a"], _Part("", False, [])).caption,
+            ]
+        )
+
+    for method, dice in (("decoder_only", [0.4, 0.6]), ("dense", [0.7, 0.9])):
+        fake.FakeRun(tmp_path / method, dice, seed=1, method=method).write()
+    assert "one seed cannot say" in told()
+    for word in ("deviation", "the band", "mean over seeds"):
+        assert word not in told()
+    fake.FakeRun(tmp_path / "more", [0.8, 0.9], seed=2, method="dense").write()
+    for word in ("the deviations over seeds say", "bars are the standard deviation", "the band"):
+        assert word in told()
 
 
 def test_leaking_words_are_compared_seed_by_seed(fake: ModuleType, tmp_path: Path) -> None:

@@ -107,3 +107,17 @@ def test_words_that_tell_of_empty_masks_are_in_the_title(fake: ModuleType, tmp_p
     assert "leak-free" not in table.title
     assert table.reveals == {"busi": 1, "more": 2}
     assert "busi: the words of 1 of 3 cases say that there is nothing to find." in table.notes
+
+
+def test_rows_of_one_label_are_told_apart_by_what_their_study_calls_them(fake: ModuleType, tmp_path: Path) -> None:
+    about = {"data": "a", "protocol": "p", "model": "tiny"}
+    for number, name in enumerate(("dense_x+y", "dense-x+y", "decoder_only")):
+        fake.FakeRun(tmp_path / f"r{number}", [0.5, 0.6], cell={**about, "method": name}).write()
+    fake.FakeRun(tmp_path / "alone", [0.5, 0.7], method="decoder_only").write()
+    labels = {row.label for row in arranged(tmp_path)[1]}
+    assert labels == {
+        "Dense x+y (dense_x+y)",
+        "Dense x+y (dense-x+y)",
+        "Decoder only (decoder_only)",
+        "Decoder only (no study)",
+    }

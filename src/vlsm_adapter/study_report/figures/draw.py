@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from vlsm_adapter.study_report.cells import duration, memory, short_count
+from vlsm_adapter.study_report.cells import duration, has_seeds, memory, short_count
 from vlsm_adapter.study_report.document import FigureItem
 from vlsm_adapter.study_report.extras import costs_of, peak_kinds, peak_title
 from vlsm_adapter.study_report.figures.costs import draw_costs
@@ -62,7 +62,7 @@ def drawn(tables: Sequence[TableNumbers], rows: Sequence[Row], images: bool) -> 
         yield from _figures(draw_labels(alike, looks), lambda data, part: _labels(alike, data, part), main.table.data)
     strips = strips_of(main.table) if images else []
     yield from _figures(draw_grids(strips), lambda some, part: _grid(some, part), main.table.data)
-    yield from _figures(draw_curves(main, looks), lambda data, part: _curves(title, data, part), main.table.data)
+    yield from _figures(draw_curves(main, looks), lambda data, part: _curves(main, title, data, part), main.table.data)
     costs = costs_of(main.table)
     if (figure := draw_costs(costs, looks)) is not None:
         both = len(peak_kinds(costs)) > 1
@@ -116,6 +116,7 @@ def _differs_in_labels_alone(one: TableNumbers, other: TableNumbers) -> bool:
     return all(getattr(a, name) == getattr(b, name) for name in names)
 
 
+_BARS = ", bars are the standard deviation over seeds"
 _EDGE = "A point at the lower edge lies below it, where its label says. "
 
 
@@ -127,8 +128,8 @@ def _pareto(found: TableNumbers, title: str) -> FigureItem:
     front = ", ".join(p.label for p in front_of(points))
     of_what = f"mean over {len(found.table.data)} data sets" if several else found.table.data[0]
     caption = (
-        f"Trainable parameters against DSC ({of_what}), bars are the standard deviation over seeds. Filled points, joined by "
-        f"the dashed line, are reached by no method with as few parameters: {front}. "
+        f"Trainable parameters against DSC ({of_what}){_BARS if any(p.std is not None for p in points) else ''}. Filled points, "
+        f"joined by the dashed line, are reached by no method with as few parameters: {front}. "
         + (_EDGE if points and frame_of(every).below else "")
         + f"{title}."
     )
@@ -178,15 +179,15 @@ def _spider(found: TableNumbers, rows: Sequence[Row], variant: str, name: str, t
 
 def _labels(tables: Sequence[TableNumbers], data: Sequence[str], part: _Part) -> FigureItem:
     names = ", ".join(percent_or_cases(found.table.setting.fraction) for found in tables)
-    text, shown = f"DSC with {names}, mean over seeds", part.about(data)
+    over = ", mean over seeds" if any(map(has_seeds, tables)) else ""
+    text, shown = f"DSC with {names}{over}", part.about(data)
     alt = f"Dot or line charts, one panel per data set: {text}, per method{shown}."
     return FigureItem(f"labels{part.ending}", f"{text}{shown}.", alt)
 
 
-def _curves(title: str, data: Sequence[str], part: _Part) -> FigureItem:
-    text = (
-        "Validation DSC per epoch: mean over seeds, the band is from the lowest to the highest; other methods in grey"
-    )
+def _curves(found: TableNumbers, title: str, data: Sequence[str], part: _Part) -> FigureItem:
+    band = "mean over seeds, the band is from the lowest to the highest; " if has_seeds(found) else ""
+    text = f"Validation DSC per epoch: {band}other methods in grey"
     name, shown = f"learning_curves{part.ending}", part.about(data)
     return FigureItem(name, f"{text}{shown}. {title}.", f"Line charts. {text}, one panel per data set{shown}.")
 
