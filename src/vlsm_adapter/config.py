@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Union
 import yaml
 
 from vlsm_adapter.errors import ConfigError, nearest, short
+from vlsm_adapter.plain_values import check_size
 
 if TYPE_CHECKING:
     from vlsm_adapter.data.division import Division
@@ -410,6 +411,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: not YAML ({' '.join(str(error).split())})") from error
     if values is None:
         return {}
+    check_size(values, file)
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: must hold sections data, model, adapter, train, log")
     return values

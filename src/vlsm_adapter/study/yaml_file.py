@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from vlsm_adapter.errors import ConfigError
+from vlsm_adapter.plain_values import check_size
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -43,6 +44,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{file}: not YAML ({' '.join(str(error).split())})") from error
+    check_size(values, file)
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"{file}: must hold sections data, methods, ...; see docs/compare.md")
     return values
