@@ -83,7 +83,8 @@ def compare_evaluations(
             if lacking := needs - has:
                 raise UserError(
                     f"{one} lacks {len(lacking)} of the {len(needs)} cases of {other}, the first is '{min(lacking)}': "
-                    "evaluate both on the same split; --common compares those that all have"
+                    "evaluate both on the same split"
+                    + ("; --common compares those that all have" if set.intersection(*cases.values()) else "")
                 )
     else:
         shared = set.intersection(*cases.values())

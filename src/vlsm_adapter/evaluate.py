@@ -178,7 +178,7 @@ def evaluate_run(
                 "settings": {key: value for key, value in manifest.config.to_dict().items() if key != "method"},
                 "trainable_parameters": tuner.count_parameters(model, active(model))[0],
             },
-            "training_cases": compare_with_training(trained, records, split, console) if data is None else None,
+            "training_cases": compare_with_training(run, records, split, console) if data is None else None,
             "trained_on": seen.count,
             "trained_on_before": seen.before,
             "trained_on_known": seen.known,

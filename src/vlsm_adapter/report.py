@@ -134,7 +134,7 @@ def _mean_dice(metrics: Mapping[str, Mapping[str, Any]], paired: Mapping[str, An
         text += f": a difference of {interval(gain, 'mean_difference')}"
         low, high = gain["ci_low"], gain["ci_high"]
         if low is not None and low <= 0 <= high:
-            text += "; the interval includes no difference at all"
+            text += "; the interval includes zero"
     return text
 
 
@@ -282,6 +282,12 @@ def _words(summary: Mapping[str, Any]) -> list[str]:
         before = summary.get("trained_on_before") or 0
         whose = f", {before} of them by the adapter that training began from" if before else ""
         lines += ["", f"**{plural(seen, 'case')} of this data were trained on**{whose}, and the scores flatter."]
+    if training and (copies := training.get("copies_of_training")):
+        lines += [
+            "",
+            f"**{plural(copies, 'case')} of this split {'shows' if copies == 1 else 'show'} an image that was trained on under another name**, and the scores "
+            "flatter; `vlsm data check` lists the copies.",
+        ]
     if summary.get("trained_on_known") is False and summary["split"] != "train":
         lines += [
             "",
@@ -293,7 +299,8 @@ def _words(summary: Mapping[str, Any]) -> list[str]:
 
 def _seen(summary: Mapping[str, Any]) -> bool:
     training = summary.get("training_cases") or {}
-    return bool(training.get("seen_in_training") or summary.get("trained_on") or summary.get("trained_on_before"))
+    own = training.get("seen_in_training") or training.get("copies_of_training")
+    return bool(own or summary.get("trained_on") or summary.get("trained_on_before"))
 
 
 def _pictures(summary: Mapping[str, Any], variants: Sequence[str]) -> list[str]:

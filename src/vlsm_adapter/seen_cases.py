@@ -195,20 +195,33 @@ def _own_images(run: RunFolder, digests: FileDigests) -> Images | None:
 
 
 def compare_with_training(
-    trained: Mapping[str, Any], records: Sequence[Record], split: str, console: Console
+    run: RunFolder, records: Sequence[Record], split: str, console: Console
 ) -> dict[str, int] | None:
-    """How the cases differ from those the run recorded; scores on cases seen in training flatter."""
-    splits = trained.get("splits")
+    """How the cases of the run's own data differ from those it recorded; scores on cases seen in training flatter.
+
+    A case is one of training by its id, and by the content of its image: a copy under another name was seen as well.
+    """
+    splits = run.data().get("splits")
     if not isinstance(splits, dict):
         return None
     now = {record.case_id for record in records}
     then = {case for part, cases in splits.items() if split in (part, "all") for case in cases}
+    own, kept, digests = set(splits.get("train", ())), _kept(run, _OWN) or Images(), FileDigests()
+    held_out = [record for record in records if record.case_id not in own and split != "train"]
     counts = {
-        "seen_in_training": len(now & set(splits.get("train", ()))),
+        "seen_in_training": len(now & own),
+        "copies_of_training": sum(digests.of(record.image) in kept.digests for record in held_out)
+        if kept.digests
+        else 0,
         "new": len(now - then),
         "gone": len(then - now),
     }
     if split != "train" and counts["seen_in_training"]:
         why = "held-out cases alone are those of --split test" if split == "all" else "the data has changed since"
         console.warn(f"{counts['seen_in_training']} of {len(now)} cases were trained on: {why}")
+    if count := counts["copies_of_training"]:
+        console.warn(
+            f"{count} of {len(now)} cases {'shows' if count == 1 else 'show'} an image that was trained on under another name, and flatter the scores: "
+            "'vlsm data check' lists the copies"
+        )
     return counts

@@ -46,7 +46,7 @@ def test_split_train_on_a_few_cases_and_evaluate(
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["adapter"]["n_cases"] == len(one["test"]) == 2
     assert summary["data"]["division"] == "fold 2 of 5, 50 % of train, split seed 0"
-    assert summary["training_cases"] == {"seen_in_training": 0, "new": 0, "gone": 0}
+    assert summary["training_cases"] == {"seen_in_training": 0, "copies_of_training": 0, "new": 0, "gone": 0}
     assert "fold 2 of 5, 50 % of train" in (folder / "report.md").read_text()
     assert (folder / "cases.csv").read_text().startswith("case_id,prompt,dice,iou,hd95,nsd,precision,recall,ece,brier,")
     answer = vlsm("evaluate", by_file, "--split", "all")

@@ -143,3 +143,14 @@ def test_the_next_command_asks_for_levels_that_were_made(
     options = ["--model", base_folder, "--adapter", "dense", "--epochs", "1", "--batch-size", "3"]
     answer = vlsm(*command[1:], *options, "--out", tmp_path / "run", "-q")
     assert answer.code == 0, answer.err
+
+
+def test_levels_without_a_description_are_not_said_to_be_there(vlsm: Callable, phantoms: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("thingummy:\n  also: [polyp]\n")
+    answer = vlsm("prompts", phantoms, "--classes", mine, "--out", tmp_path / "all.jsonl")
+    assert answer.code == 0, answer.err
+    assert "no description, so no p7, p8, p9: thingummy" in answer.err
+    assert "(p1 is leak-free)" in answer.err
+    answer = vlsm("data", "show", tmp_path / "all.jsonl")
+    assert "p7" not in answer.out

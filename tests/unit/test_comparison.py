@@ -165,6 +165,14 @@ def test_wrong_choices_are_told(tmp_path: Path, options: dict, says: str) -> Non
         compare_evaluations([tmp_path, tmp_path], **options)
 
 
+def test_what_nothing_is_common_to_is_not_told_to_be_compared_by_it(tmp_path: Path, base: np.ndarray) -> None:
+    one, other = evaluation(tmp_path / "a", scores(base)), evaluation(tmp_path / "b", scores(base))
+    head, *rows = (other / "cases.csv").read_text().splitlines()
+    files.write_text(other / "cases.csv", "\n".join([head, *(f"x{row}" for row in rows)]) + "\n")
+    with pytest.raises(UserError, match=r"evaluate both on the same split$"):
+        compare_evaluations([one, other])
+
+
 def test_what_is_no_evaluation_is_told(tmp_path: Path, base: np.ndarray) -> None:
     one = evaluation(tmp_path / "a", scores(base))
     with pytest.raises(UserError, match="not an evaluation"):

@@ -204,7 +204,7 @@ def test_a_run_is_scored_beside_its_base(
     trainable = sum(tensor.numel() for name, tensor in model.named_parameters() if ".default." in name)
     assert summary["trained_adapter"]["trainable_parameters"] == trainable
     assert summary["base"]["parameters"] == sum(tensor.numel() for tensor in model.parameters()) - trainable
-    assert summary["training_cases"] == {"seen_in_training": 0, "new": 0, "gone": 0}
+    assert summary["training_cases"] == {"seen_in_training": 0, "copies_of_training": 0, "new": 0, "gone": 0}
     assert summary["versions"]["torch"] == torch.__version__
     assert summary["seconds"] > 0
 
@@ -366,8 +366,31 @@ def test_cases_that_were_trained_on_are_counted(make_run: Callable[..., Path], d
     values["splits"]["test"].remove("case-9")
     files.write_json(run / "data.json", values)
     folder = EvaluationFolder(evaluate_run(run, zero_shot=False))
-    assert folder.summary()["training_cases"] == {"seen_in_training": 1, "new": 1, "gone": 0}
+    assert folder.summary()["training_cases"] == {"seen_in_training": 1, "copies_of_training": 0, "new": 1, "gone": 0}
     assert "**1 case of this split were trained on**" in folder.report_file.read_text(encoding="utf-8")
+
+
+def test_copies_of_training_images_in_the_own_test_split_are_counted(make_run: Callable[..., Path], data: Path) -> None:
+    run = make_run(data)
+    records = {record.case_id: record for record in load_records(data)[0]}
+    values = json.loads((run / "data.json").read_text())
+    splits = values["splits"]
+    values["training_images"] = [hashlib.sha256(records[one].image.read_bytes()).hexdigest() for one in splits["train"]]
+    files.write_json(run / "data.json", values)
+    before = records[splits["test"][0]].image.read_bytes()
+    try:
+        shutil.copyfile(records[splits["train"][0]].image, records[splits["test"][0]].image)
+        folder = EvaluationFolder(evaluate_run(run, zero_shot=False))
+    finally:
+        records[splits["test"][0]].image.write_bytes(before)
+    training = folder.summary()["training_cases"]
+    shared = sum(
+        records[one].image == records[splits["test"][0]].image for one in splits["test"]
+    )  # cases of that image
+    assert (training["seen_in_training"], training["copies_of_training"]) == (0, shared)
+    assert "an image that was trained on under another name**" in folder.report_file.read_text(encoding="utf-8")
+    (run / "metrics.csv").unlink()  # of another form than training's
+    assert [one.seen for one in gather(run).evaluations] == [shared]
 
 
 def test_cases_of_given_data_that_were_trained_on_are_counted_and_not_shared_as_external(

@@ -147,7 +147,7 @@ def from_colours(pixels: np.ndarray, name: str, *, lossy: bool, mask_value: int 
             )
             raise DataError(
                 f"{name}: {len(found)} colours ({listed}), one of which must be chosen: give its number as mask_value in "
-                "the manifest, or save a mask with 0 and 255"
+                f"the manifest, bring all with vlsm data import --classes '#{int(found[-1]):06x}=polyp,...', or save a mask with 0 and 255"
             )
         lossy = True  # smoothed edges, or a JPEG saved again
     if np.mean(spread <= _GREY_TOLERANCE) >= 0.999:
@@ -274,7 +274,7 @@ def _several(name: str, found: np.ndarray | Sequence[int]) -> str:
     listed = ", ".join(f"{value:g}" for value in found[:8]) + (", ..." if len(found) > 8 else "")
     return (
         f"{name}: {len(found)} different values ({listed}), one of which must be chosen: give it as mask_value in the manifest, "
-        "or save a mask with 0 and 255"
+        f"bring all with vlsm data import --classes '{found[-1]:g}=polyp,...', or save a mask with 0 and 255"
     )
 
 

@@ -124,7 +124,7 @@ def pair_folders(
         if not candidates:
             raise DataError(
                 f"{image}: has no mask in {mask_root} (looked for the same stem, or stem_mask, stem_segmentation, stem_seg, "
-                "stem_label, stem_gt): add it or move the image away"
+                "stem_label, stem_gt): add it or move the image away; --skip-bad leaves such images out, 'vlsm data check' lists all that is bad"
             )
         if len(candidates) > 1:
             raise DataError(

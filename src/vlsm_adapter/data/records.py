@@ -127,7 +127,10 @@ def read_layout(root: Path, prompt: str | None, collector: Collector) -> None:
     """Recognise the layout of ``root`` and fill ``collector`` with its drafts."""
     if root.is_file():
         if root.suffix.lower() != ".jsonl":
-            raise DataError(f"{root}: a manifest is a .jsonl file (one JSON object a line); or give a folder")
+            raise DataError(
+                f"{root}: a manifest is a .jsonl file (one JSON object a line); or give a folder; "
+                "'vlsm data import' brings tables (.csv), COCO and NIfTI"
+            )
         return read_manifest(root, collector)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder: check the path")
@@ -146,7 +149,8 @@ def read_layout(root: Path, prompt: str | None, collector: Collector) -> None:
         return read_plain(root, prompt.strip(), collector)
     raise DataError(
         f"{root}: no known layout; looked for {' or '.join(MANIFESTS)}, for anns/train.json (val, test) with images/ and "
-        f"masks/, for a folder {'/'.join(IMAGE_FOLDERS)} beside one of {'/'.join(MASK_FOLDERS[:4])}, and for X.png with X_mask.png"
+        f"masks/, for a folder {'/'.join(IMAGE_FOLDERS)} beside one of {'/'.join(MASK_FOLDERS[:4])}, and for X.png with X_mask.png; "
+        "'vlsm data import' brings tables, COCO and NIfTI"
     )
 
 

@@ -203,7 +203,9 @@ def _evaluation(summary: Mapping[str, Any], own: str, compared: bool = True) -> 
     adapter, data = summary["adapter"], summary["data"]
     training, elsewhere = summary.get("training_cases"), summary.get("trained_on")
     before = int(summary.get("trained_on_before") or 0)
-    seen = elsewhere if training is None else training["seen_in_training"] + before
+    seen = (
+        elsewhere if training is None else training["seen_in_training"] + training.get("copies_of_training", 0) + before
+    )
     known = summary.get("trained_on_known")
     for about in adapter["metrics"].values():
         _ = about["display_name"], about["unit"], about["mean"], about["ci_low"], about["ci_high"]

@@ -297,7 +297,7 @@ def _end(facts: Facts) -> list[Item]:
                 rows.append([f"and {len(listed) - _TOLD} more", ""])
             items += [Heading(title), Grid(title, ["place", "why"], rows)]
     items.append(Heading("How this was made"))
-    how = f"From {plural(facts.n_results, 'result')} in run folders and the small form, without a model"
+    how = f"From {plural(facts.n_results, 'result')} in run folders or their small form, without a model"
     how += f", by vlsm-adapter {facts.version}" if facts.version else ""
     items.append(
         Paragraph(

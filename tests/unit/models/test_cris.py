@@ -306,7 +306,9 @@ def test_shallow_adapters_between_encoders_and_decoder(parts: str, cris: CRIS, p
 
 @pytest.mark.parametrize("parts", ["v", "vl", "vlc"])
 def test_dense_adapters_in_images_have_no_place(parts: str, cris: CRIS) -> None:
-    with pytest.raises(AdapterError, match=r"no site 'image.attn_out': it offers .*text.attn_out") as caught:
+    with pytest.raises(
+        AdapterError, match=r"no site 'image.attn_out', 'image.mlp_out': it offers .*text.attn_out"
+    ) as caught:
         attach(cris, DenseAdapterConfig(3, parts=parts))
     one_line(caught)
 

@@ -237,12 +237,12 @@ def pixel_findings(cases: Sequence[Case], looks: Mapping[str, Look]) -> list[Fin
         if (problem := looks[case.id].problem) is not None:
             problems.setdefault(problem[0], []).append(Evidence((case.id,), problem[1]))
     texts = {
-        "missing-file": "name a file that is not there",
-        "unreadable-image": "have an image that cannot be decoded",
-        "unreadable-mask": "have a mask that cannot be decoded",
-        "no-mask": "have no mask",
-        "size-mismatch": "have a mask of another size than the image",
-        "not-a-mask": "have a mask file that is no binary mask",
+        "missing-file": "with a file that is not there",
+        "unreadable-image": "with an image that cannot be decoded",
+        "unreadable-mask": "with a mask that cannot be decoded",
+        "no-mask": "without a mask",
+        "size-mismatch": "with a mask of another size than the image",
+        "not-a-mask": "with a mask file that is no binary mask",
     }
     for code, text in texts.items():
         if evidence := problems.get(code):

@@ -41,20 +41,25 @@ def told(
     tally: Tally, out: str | os.PathLike[str], *, levels: Sequence[str] = LEVELS[1:], skip_bad: bool = False
 ) -> Iterator[str]:
     """The lines that end the command; what comes next needs ``skip_bad`` too, where it left cases out."""
+    described = ("p7", "p8", "p9")  # with a description of the class, which some classes may lack
+    named = set(levels) & set(described)
+    if set(tally.undescribed) >= tally.classes.keys():
+        levels = [level for level in levels if level not in described]
+    everywhere = [level for level in levels if not tally.undescribed or level not in described] or levels
     yield from (f"  {line}" for line in tally.lines())
     if tally.empty:
         later = '; p5 and later say "no ..."' if set(levels) & {"p5", "p6", "p8", "p9"} else ""
         classes = " and ".join(level for level in levels if level in LEAK_FREE)
-        named = f"; {classes} name{'' if ' and ' in classes else 's'} the class all the same" if classes else ""
-        yield f"  empty masks: {tally.empty}{named}{later}"
-    if tally.undescribed and set(levels) & {"p7", "p8", "p9"}:
+        free = f"; {classes} name{'' if ' and ' in classes else 's'} the class all the same" if classes else ""
+        yield f"  empty masks: {tally.empty}{free}{later}"
+    if tally.undescribed and named:
         names = ", ".join(tally.undescribed[:5]) + (", ..." if len(tally.undescribed) > 5 else "")
         yield f"  no description, so no p7, p8, p9: {names}; add it to a file for --classes"
     for case in tally.skipped:
         yield f"  left out: {case.reason}"
     free = " and ".join(level for level in levels if level in LEAK_FREE) or "none"
     yield f"prompts of {tally.cases} cases: {out} ({free} {'are' if ' and ' in free else 'is'} leak-free)"
-    command = ["vlsm", "train", "--data", os.fspath(out), *_asked(levels)]
+    command = ["vlsm", "train", "--data", os.fspath(out), *_asked(everywhere)]
     yield f"next: {shlex.join([*command, *(['--skip-bad'] if skip_bad and tally.skipped else [])])}"
 
 

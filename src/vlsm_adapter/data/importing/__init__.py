@@ -83,6 +83,16 @@ for _name, _format in {
     FORMATS.register(_name)(_format)
 
 
+def _table_in(path: Path) -> str:
+    """What to do with the table that ``path`` is, or the tables it holds."""
+    if path.suffix.lower() in (".xlsx", ".xls", ".ods"):
+        return ": save the sheet as CSV (UTF-8)"
+    tables = (
+        sorted(one.name for one in path.iterdir() if one.suffix.lower() in (".csv", ".tsv")) if path.is_dir() else []
+    )
+    return f": give the table itself, {shown(str(path / tables[0]), 300)}" if tables else ""
+
+
 def detect_format(path: Path, options: Options) -> str:
     """The name of the one format that ``path`` looks like.
 
@@ -94,7 +104,7 @@ def detect_format(path: Path, options: Options) -> str:
     found = [name for name in FORMATS if FORMATS.get(name).recognises(path, options)]
     if not found:
         listed = "; ".join(f"{name}: {FORMATS.get(name).summary}" for name in FORMATS)
-        raise DataError(f"{path}: no known format; known are {listed} (docs/import-data.md)")
+        raise DataError(f"{path}: no known format{_table_in(path)}; known are {listed} (docs/import-data.md)")
     if len(found) > 1:
         raise DataError(f"{path}: may be {' or '.join(found)}: choose with --format {found[0]}")
     return found[0]

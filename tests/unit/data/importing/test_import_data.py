@@ -46,6 +46,13 @@ def test_formats_are_told_by_the_files(tmp_path: Path) -> None:
     assert detect_format(tmp_path / "t.csv", table) == "table"
     with pytest.raises(DataError, match="no known format; known are coco: COCO JSON"):
         detect_format(tmp_path / "empty", Options())
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables/cases.CSV").touch()
+    with pytest.raises(DataError, match=r"no known format: give the table itself, '.*tables/cases\.CSV'; known are"):
+        detect_format(tmp_path / "tables", Options())
+    (tmp_path / "tables/cases.xlsx").touch()
+    with pytest.raises(DataError, match=r"cases\.xlsx: no known format: save the sheet as CSV"):
+        detect_format(tmp_path / "tables/cases.xlsx", Options())
     with pytest.raises(DataError, match="no such file or folder"):
         detect_format(tmp_path / "nothing", Options())
     (tmp_path / "pairs/images/list.csv").touch()
