@@ -36,6 +36,10 @@ SPLIT = "val"
 _AS_GOOD = 0.005
 
 
+#: Of fewer validation cases a choice says little of others.
+FEW = 10
+
+
 @dataclass(frozen=True)
 class Calibration:
     """A threshold and how it was chosen.
@@ -106,6 +110,11 @@ def calibrate_adapter(
             found = choose_threshold(model, records, protocol, on_bad=drop if skip_bad else None, progress=advance)
         store_threshold(folder, found.threshold, str(found))
     console.say(f"threshold {found.threshold:g}, {found}; stored in {folder}")
+    if found.cases < FEW:
+        console.warn(
+            f"a threshold chosen on fewer than {FEW} validation cases is mostly chance: --threshold {found.before:g} scores with "
+            "the one before"
+        )
     return found
 
 

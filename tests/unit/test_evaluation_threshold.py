@@ -15,6 +15,7 @@ from PIL import Image
 from vlsm_adapter import DenseAdapterConfig, Predictor, attach, files, load_adapter, save_adapter
 from vlsm_adapter.adapters.folder import AdapterInfo, read_manifest
 from vlsm_adapter.config import RunConfig
+from vlsm_adapter.console import Console
 from vlsm_adapter.errors import AdapterError, DataError, UserError
 from vlsm_adapter.evaluate import evaluate_run
 from vlsm_adapter.evaluation_folder import EvaluationFolder
@@ -175,3 +176,11 @@ def test_storing_is_all_or_nothing(run: RunFolder, monkeypatch: pytest.MonkeyPat
     assert read_manifest(run.adapter).info.threshold_origin == "by hand"
     with pytest.raises(AdapterError):
         store_threshold(run.path, 0.3, "by hand")
+
+
+def test_a_choice_on_a_handful_of_cases_is_said_to_be_chance(run: RunFolder) -> None:
+    console, warned = Console(quiet=True), []
+    console.warn = warned.append  # type: ignore[method-assign]
+    evaluate_run(run.path, calibrate=True, zero_shot=False, console=console)
+    said = "fewer than 10 validation cases is mostly chance: --threshold 0.9 scores with the one before"
+    assert any(said in line for line in warned)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -309,8 +309,11 @@ def _write_overlays(collected: _Collected, out: Path, names: OutputNames) -> Non
 
     def overlay(number: int, index: int) -> Image.Image:
         picture = stack.picture(index) if collected.picture is None else collected.picture
-        own = stack.paths[index if stack.kind == "frames" else 0].stem
-        name = own if stack.count == 1 or stack.kind == "frames" else f"{own} {index}"
+        # Of slices, the name of the whole: its first file is only where it begins.
+        if stack.count == 1 or stack.kind == "frames":
+            name = stack.paths[index].stem
+        else:
+            name = f"{PurePath(stack.name).name} {index}"
         return prediction_overlay(picture, collected.mask(number, index), title=f"{name}: {collected.prompts[number]}")
 
     stack = collected.stack

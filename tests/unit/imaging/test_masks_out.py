@@ -95,6 +95,22 @@ def test_masks_are_the_maps_above_the_threshold(tmp_path: Path) -> None:
     assert rows[0]["image"] == "in/scan.png"
 
 
+def test_overlays_are_named_as_what_they_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import vlsm_adapter.overlays as overlays
+
+    draw, titles = overlays.prediction_overlay, []
+    monkeypatch.setattr(
+        overlays, "prediction_overlay", lambda *args, title: titles.append(title) or draw(*args, title=title)
+    )
+    series = Pictures("pages", 2)  # as of DICOM: a file for each slice, and a name for all
+    series.name, series.paths = "CT/knee", (Path("in/IM000"), Path("in/IM001"))
+    for stack in (Pictures("picture", 1), Pictures("frames", 2), series):
+        options = AnswerOptions(overlays=True)
+        write_answers(stack, tmp_path / stack.kind, NAMES, PROMPTS, answers(stack, maps_of(stack)), options)
+    asked = {title.rpartition(": ")[0] for title in titles}
+    assert asked == {"scan", "frame0", "frame1", "knee 0", "knee 1"}
+
+
 def test_pages_of_a_tiff(tmp_path: Path) -> None:
     stack = Pictures("pages", 3)
     maps = maps_of(stack)
