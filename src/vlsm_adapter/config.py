@@ -329,7 +329,7 @@ def build_section(kind: Any, values: Any, prefix: str, problems: list[str]) -> A
                 told = f"write {form}" if form else error
                 if choices and isinstance(error, TypeError):  # such as train.precision=32
                     told = f"{error}; {nearest(str(value), choices)}"
-                problems.append(f"{prefix}{name}={short(repr(value))}: {short(told)}")
+                problems.append(f"{prefix}{name}={short(repr(value))}: {short(told, 400)}")
                 chosen.pop(name, None)
     return kind(**chosen)
 
