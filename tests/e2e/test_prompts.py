@@ -154,3 +154,7 @@ def test_levels_without_a_description_are_not_said_to_be_there(vlsm: Callable, p
     assert "(p1 is leak-free)" in answer.err
     answer = vlsm("data", "show", tmp_path / "all.jsonl")
     assert "p7" not in answer.out
+    for more in ([], ["--skip-bad"]):
+        answer = vlsm("prompts", phantoms, "--classes", mine, "--levels", "p7", "--out", tmp_path / "none.jsonl", *more)
+        assert answer.code in (0, 2), answer.err
+        assert "next: " not in answer.err

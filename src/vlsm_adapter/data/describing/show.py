@@ -45,7 +45,7 @@ def told(
     named = set(levels) & set(described)
     if set(tally.undescribed) >= tally.classes.keys():
         levels = [level for level in levels if level not in described]
-    everywhere = [level for level in levels if not tally.undescribed or level not in described] or levels
+    everywhere = [level for level in levels if not tally.undescribed or level not in described]
     yield from (f"  {line}" for line in tally.lines())
     if tally.empty:
         later = '; p5 and later say "no ..."' if set(levels) & {"p5", "p6", "p8", "p9"} else ""
@@ -59,6 +59,8 @@ def told(
         yield f"  left out: {case.reason}"
     free = " and ".join(level for level in levels if level in LEAK_FREE) or "none"
     yield f"prompts of {tally.cases} cases: {out} ({free} {'are' if ' and ' in free else 'is'} leak-free)"
+    if not everywhere:  # nothing was made that every case could be asked
+        return
     command = ["vlsm", "train", "--data", os.fspath(out), *_asked(everywhere)]
     yield f"next: {shlex.join([*command, *(['--skip-bad'] if skip_bad and tally.skipped else [])])}"
 
