@@ -8,7 +8,8 @@ tensor. No pickle.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,19 +127,33 @@ def read_state(path: Path) -> tuple[dict[str, torch.Tensor], Progress]:
     Raises:
         TrainingError: truncated, not safetensors, or of another version.
     """
+    with _opened(path) as handle:
+        progress = _progress(path, handle)
+        return {key: handle.get_tensor(key) for key in handle.keys()}, progress  # noqa: SIM118
+
+
+def read_progress(path: Path) -> Progress:
+    """Progress alone, without reading the tensors; errors as `read_state`."""
+    with _opened(path) as handle:
+        return _progress(path, handle)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as handle:
-            metadata: Mapping[str, str] = handle.metadata() or {}
-            if metadata.get("format_version") != str(FORMAT_VERSION):
-                raise TrainingError(
-                    f"{path}: state version {metadata.get('format_version')} is not known; start a new run"
-                )
-            progress = Progress(**json.loads(metadata["progress"]))
-            return {key: handle.get_tensor(key) for key in handle.keys()}, progress  # noqa: SIM118
+            yield handle
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         if isinstance(error, TrainingError):
             raise
         raise TrainingError(f"{path}: the saved state is damaged ({error}); start a new run") from error
+
+
+def _progress(path: Path, handle: Any) -> Progress:
+    metadata: Mapping[str, str] = handle.metadata() or {}
+    if metadata.get("format_version") != str(FORMAT_VERSION):
+        raise TrainingError(f"{path}: state version {metadata.get('format_version')} is not known; start a new run")
+    return Progress(**json.loads(metadata["progress"]))
 
 
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:

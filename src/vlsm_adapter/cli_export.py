@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -48,5 +49,7 @@ def export(
         overwrite=overwrite,
         console=console,
     )
-    command = ["python", str(folder / "runtime.py"), str(folder), "IMAGE", "--prompt", "polyp", "--out", "mask.png"]
+    examples = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["prompts"]["examples"]
+    asked = prompt or examples or ["polyp"]
+    command = ["python", str(folder / "runtime.py"), str(folder), "IMAGE", "--prompt", asked[0], "--out", "mask.png"]
     console.say(f"exported: {folder}\nnext: {shlex.join(command)}")

@@ -6,11 +6,10 @@ evaluation folder (:mod:`vlsm_adapter.evaluation_folder`) with its report.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +18,14 @@ from vlsm_adapter import files
 from vlsm_adapter.adapters import tuner
 from vlsm_adapter.adapters.attach import active, without_adapter
 from vlsm_adapter.adapters.folder import load_adapter, read_manifest
+from vlsm_adapter.checkpoint import read_progress
 from vlsm_adapter.console import Console
 from vlsm_adapter.data.cases import Cases, load_cases
 from vlsm_adapter.data.describing.classes import Classes
 from vlsm_adapter.data.division import Division
 from vlsm_adapter.data.folds import parse_fold
-from vlsm_adapter.errors import DataError, UserError
-from vlsm_adapter.evaluation_folder import PICKED, EvaluationFolder, write_scores
+from vlsm_adapter.errors import DataError, TrainingError, UserError
+from vlsm_adapter.evaluation_folder import EvaluationFolder, prepare, replacing, write_scores
 from vlsm_adapter.evaluation_summary import Job, summarise_evaluation
 from vlsm_adapter.evaluation_threshold import SPLIT as CALIBRATION_SPLIT
 from vlsm_adapter.evaluation_threshold import calibrate_adapter
@@ -57,8 +57,6 @@ if TYPE_CHECKING:
     from vlsm_adapter.models.base import PromptSegmenter
 
 __all__ = ["evaluate_cases", "evaluate_model", "evaluate_run"]
-
-_FRESH = ".new-"  # begins the name of a folder of files that are not yet in their places
 
 
 def evaluate_run(
@@ -133,6 +131,11 @@ def evaluate_run(
         batch_size=batch_size,
     )
     trained = run.data()
+    if data is None and not Path(config.data.path).exists():
+        as_before = "" if config.data.prompt is None else f" --prompt {shlex.quote(config.data.prompt)}"
+        raise DataError(
+            f"{config.data.path}: the run's data are no longer there; say where they are: --data DIR{as_before}"
+        )
     cases = load_cases(
         config.data.path if data is None else data,
         prompt=prompt if data is not None or prompt is not None else config.data.prompt,
@@ -178,6 +181,7 @@ def evaluate_run(
                 "settings": {key: value for key, value in manifest.config.to_dict().items() if key != "method"},
                 "trainable_parameters": tuner.count_parameters(model, active(model))[0],
             },
+            "unfinished": _unfinished(run, console),
             "training_cases": compare_with_training(run, records, split, console) if data is None else None,
             "trained_on": seen.count,
             "trained_on_before": seen.before,
@@ -275,7 +279,7 @@ def _evaluate(job: Job, console: Console) -> Path:
     started = time.perf_counter()
     for record in job.records:
         job.protocol.prompt(record)  # a case without the level is found before anything is read
-    _prepare(job.folder)
+    prepare(job.folder)
     with console.bar(f"evaluating {job.split}", len(job.records)) as advance:
         scores = score_variants(
             job.model,
@@ -295,7 +299,7 @@ def _evaluate(job: Job, console: Console) -> Path:
         raise DataError(f"split '{job.split}' of {job.cases.where}: no usable case is left, the last: {reason}")
     seconds = time.perf_counter() - started
     groups = {record.case_id: record.group for record in job.records}
-    with _replacing(job.folder) as fresh:
+    with replacing(job.folder) as fresh:
         for name, found in scores.items():
             write_scores(fresh.scores_file(name), found, groups)
         pictures = draw_cases(job, scores, fresh)
@@ -322,52 +326,26 @@ def _evaluate(job: Job, console: Console) -> Path:
     return job.folder.path
 
 
-def _prepare(folder: EvaluationFolder) -> None:
-    """Make the folder before hours of work go into what cannot be written."""
-    if folder.path.exists() and not folder.path.is_dir():
-        raise UserError(f"{folder.path}: is a file; give a folder for the evaluation")
-    if folder.path.is_dir() and not folder.summary_file.exists() and not _is_empty(folder):
-        raise UserError(f"{folder.path}: is not empty and holds no evaluation; choose another --out")
-    try:
-        folder.images.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder.path}: cannot be written ({error.strerror}); choose another folder") from error
-
-
-@contextmanager
-def _replacing(folder: EvaluationFolder) -> Iterator[EvaluationFolder]:
-    """A folder inside ``folder`` to write to, whose files then take the place of an earlier evaluation's.
-
-    So a full disk or a stop leaves the earlier one, and files of two are never read as one.
-    """
-    fresh = EvaluationFolder(Path(tempfile.mkdtemp(prefix=_FRESH, dir=folder.path)))
-    try:
-        fresh.images.mkdir()
-        yield fresh
-        names = [file.relative_to(fresh.path) for file in sorted(fresh.path.rglob("*")) if file.is_file()]
-        ours = EvaluationFolder(Path())
-        stale = [ours.summary_file, ours.report_file, ours.cases_file, ours.zero_shot_file, ours.curve_file]
-        stale += [ours.sensitivity_file, ours.probes_file]
-        stale += [file.relative_to(folder.path) for file in folder.images.glob("example*")]
-        for name in (*stale, *(ours.images / f"{rank}.png" for rank in PICKED)):
-            (folder.path / name).unlink(missing_ok=True)
-        for name in sorted(names, key=lambda name: name == ours.summary_file):  # the summary last: it says all is there
-            (fresh.path / name).replace(folder.path / name)
-    except OSError as error:
-        raise UserError(f"{folder.path}: cannot be written ({error.strerror}); choose another folder") from error
-    finally:
-        shutil.rmtree(fresh.path, ignore_errors=True)
-
-
-def _is_empty(folder: EvaluationFolder) -> bool:
-    """Nothing in it but an empty images/, or what an evaluation leaves that was killed while its files took their places."""
-    if any(folder.path.glob(f"{_FRESH}*")):
-        return True
-    held = [file for file in folder.path.iterdir() if not file.name.startswith(".") and file != folder.images]
-    return not held and not (folder.images.is_dir() and any(folder.images.iterdir()))
-
-
 # -- small parts ---------------------------------------------------------------------------------------------------------
+
+
+def _unfinished(run: RunFolder, console: Console) -> dict[str, int] | None:
+    """How far a run is whose training was stopped or still goes on; None for one that is finished or does not say."""
+    if not run.state_file.is_file():
+        return None  # e.g. left behind when the run was copied
+    try:
+        progress = read_progress(run.state_file)
+    except TrainingError:
+        return None  # scores need no state
+    if progress.finished is not None:
+        return None
+    planned = run.config().train.epochs
+    which = f"the best so far, of epoch {progress.best_epoch}" if progress.best_epoch else "the one it began from"
+    console.warn(
+        f"training is not finished, {progress.epoch} of {planned} epochs are done; the adapter is {which}. "
+        f"Go on with: vlsm train --resume {shlex.quote(str(run.path))}"
+    )
+    return {"epochs_done": progress.epoch, "epochs": planned, "best_epoch": progress.best_epoch}
 
 
 def _prober(records: Sequence[Record], cases: Cases, protocol: Protocol, classes: str | Path | None) -> Prober:

@@ -16,7 +16,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,7 @@ PICKED = ("best", "median", "worst")
 _HEAD = ("case_id", "prompt")
 _TAIL = ("unit", "emptiness", "truth_area", "predicted_area")
 _GROUP = "group"
+_FRESH = ".new-"  # begins the name of a folder of files that are not yet in their places
 
 
 @dataclass(frozen=True)
@@ -181,3 +185,52 @@ def read_scores(path: Path) -> tuple[list[CaseScore], dict[str, str | None]]:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path}: not a table of scores ({error}); run 'vlsm evaluate' again") from error
+
+
+def prepare(folder: EvaluationFolder) -> None:
+    """Make the folder before hours of work go into what cannot be written.
+
+    Raises:
+        UserError: it cannot be written, is a file, or holds something else.
+    """
+    if folder.path.exists() and not folder.path.is_dir():
+        raise UserError(f"{folder.path}: is a file; give a folder for the evaluation")
+    if folder.path.is_dir() and not folder.summary_file.exists() and not _is_empty(folder):
+        raise UserError(f"{folder.path}: is not empty and holds no evaluation; choose another --out")
+    try:
+        folder.images.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder.path}: cannot be written ({error.strerror}); choose another folder") from error
+
+
+@contextmanager
+def replacing(folder: EvaluationFolder) -> Iterator[EvaluationFolder]:
+    """A folder inside ``folder`` to write to, whose files then take the place of an earlier evaluation's.
+
+    So a full disk or a stop leaves the earlier one, and files of two are never read as one.
+    """
+    fresh = EvaluationFolder(Path(tempfile.mkdtemp(prefix=_FRESH, dir=folder.path)))
+    try:
+        fresh.images.mkdir()
+        yield fresh
+        names = [file.relative_to(fresh.path) for file in sorted(fresh.path.rglob("*")) if file.is_file()]
+        ours = EvaluationFolder(Path())
+        stale = [ours.summary_file, ours.report_file, ours.cases_file, ours.zero_shot_file, ours.curve_file]
+        stale += [ours.sensitivity_file, ours.probes_file]
+        stale += [file.relative_to(folder.path) for file in folder.images.glob("example*")]
+        for name in (*stale, *(ours.images / f"{rank}.png" for rank in PICKED)):
+            (folder.path / name).unlink(missing_ok=True)
+        for name in sorted(names, key=lambda name: name == ours.summary_file):  # the summary last: it says all is there
+            (fresh.path / name).replace(folder.path / name)
+    except OSError as error:
+        raise UserError(f"{folder.path}: cannot be written ({error.strerror}); choose another folder") from error
+    finally:
+        shutil.rmtree(fresh.path, ignore_errors=True)
+
+
+def _is_empty(folder: EvaluationFolder) -> bool:
+    """Nothing in it but an empty images/, or what an evaluation leaves that was killed while its files took their places."""
+    if any(folder.path.glob(f"{_FRESH}*")):
+        return True
+    held = [file for file in folder.path.iterdir() if not file.name.startswith(".") and file != folder.images]
+    return not held and not (folder.images.is_dir() and any(folder.images.iterdir()))

@@ -33,9 +33,11 @@ class Job:
         protocol: how cases are asked and scored.
         folder: of the result.
         skip_bad: leave unusable cases out instead of stopping.
-        about: ``run``, ``adapter``, ``training_cases`` (of the run's own data), ``trained_on`` (of other data),
-            ``trained_on_before`` and ``trained_on_known`` (see `seen_cases.TrainedOn`) and ``division`` (of the data, in
-            words) of the summary; also ``precision`` of the answers, ``threshold_origin`` (in words) and ``calibration`` (of the threshold, on these cases), where there are.
+        about: for the summary: ``run``, ``adapter``, ``unfinished`` (how far training is that has not ended),
+            ``training_cases`` (of the run's own data), ``trained_on`` (of other data), ``trained_on_before`` and
+            ``trained_on_known`` (see `seen_cases.TrainedOn`), ``division`` (of the data, in words); also ``precision`` of
+            the answers, ``threshold_origin`` (in words) and ``calibration`` (of the threshold, on these cases), where
+            there are.
         prober: asks probes beside the evaluation's prompt, or None.
     """
 
@@ -107,6 +109,7 @@ def summarise_evaluation(
         },
         "run": job.about["run"],
         "trained_adapter": job.about["adapter"],
+        "unfinished": job.about.get("unfinished"),
         "training_cases": job.about["training_cases"],
         "trained_on": job.about.get("trained_on"),
         "trained_on_before": job.about.get("trained_on_before", 0),

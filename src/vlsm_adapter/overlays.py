@@ -72,10 +72,10 @@ def prediction_overlay(image: np.ndarray, mask: np.ndarray, *, title: str, short
         image: uint8 (H, W, 3).
         mask: bool (H, W).
         title: one line; "(nothing found)" is added to it where the mask is empty.
-        short_side: the image is shown at most this large.
+        short_side: the image is shown at most this large, and a small one larger than it is, as in a figure.
     """
     note = "" if mask.any() else " (nothing found)"
-    width, height = _panel_size(image, min(short_side, *image.shape[:2]))
+    width, height = _panel_size(image, min(short_side, max(SHORT_SIDE, min(image.shape[:2]))))
     ground = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
     canvas = Image.new("RGB", (width, height + _STRIP), WHITE)
     canvas.paste(Image.fromarray(draw_masks(ground, None, mask)), (0, _STRIP))

@@ -58,12 +58,12 @@ class PredictReport:
     before: int = 0
 
     def __str__(self) -> str:
-        text = f"{_count(len(self.masks), 'mask')} of {_count(self.images, 'image')} in {self.out_dir}"
+        text = f"{_count(len(self.masks), 'mask file')} of {_count(self.images, 'input')} in {self.out_dir}"
         if self.before:
             text += f" ({self.before} of them from before)"
         text += f"; areas in {self.table}"
         if self.skipped:
-            text += f"; {_count(len(self.skipped), 'image')} left out, listed in {self.out_dir / FAILURES_NAME}"
+            text += f"; {_count(len(self.skipped), 'input')} left out, listed in {self.out_dir / FAILURES_NAME}"
         return text
 
 

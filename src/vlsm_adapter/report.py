@@ -120,6 +120,12 @@ def _opening(summary: Mapping[str, Any], variants: Sequence[str], leak_free: Lea
             f" The adapter has {adapter['trainable_parameters']:,} trainable parameters, {share:.2%} of the base's "
             f"{summary['base']['parameters']:,}."
         )
+    if so_far := summary.get("unfinished"):
+        which = (
+            f"the best of these, of epoch {so_far['best_epoch']}" if so_far["best_epoch"] else "the one it began from"
+        )
+        done = f"{so_far['epochs_done']} of {so_far['epochs']} epochs"
+        lines += ["", f"**Training was not finished**: {done} were done, and the adapter is {which}."]
     return lines
 
 

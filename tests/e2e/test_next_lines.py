@@ -40,10 +40,23 @@ def test_after_preparing_data(capsys: pytest.CaptureFixture[str]) -> None:
     assert advised(capsys.readouterr().out) == [["vlsm", "data", "show", "my data"]]
 
 
-def test_after_an_export(vlsm: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("options", "examples", "asked"),
+    [((), ["skin lesion"], "skin lesion"), (("--prompt", "a tool"), ["polyp"], "a tool"), ((), [], "polyp")],
+)
+def test_after_an_export(
+    vlsm: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    examples: list[str],
+    asked: str,
+) -> None:
     out = tmp_path / "my export"
+    out.mkdir()
+    (out / "manifest.json").write_text(json.dumps({"prompts": {"level": "p1", "examples": examples}}))
     monkeypatch.setattr("vlsm_adapter.export.write.export", lambda *_, **__: out)
-    answer = vlsm("export", tmp_path)
+    answer = vlsm("export", tmp_path, *options)
     assert answer.code == 0, answer.err
     (command,) = advised(answer.err)
-    assert command[:4] == ["python", str(out / "runtime.py"), str(out), "IMAGE"]
+    assert command[:6] == ["python", str(out / "runtime.py"), str(out), "IMAGE", "--prompt", asked]

@@ -55,7 +55,7 @@ def test_answers_in_kind(vlsm: Run, adapter: Path, tmp_path: Path) -> None:
     options = ["--prompt", "polyp", "--prompt", "skin lesion", "--window", "400,800", "-o", tmp_path / "out"]
     answer = vlsm("predict", adapter, data, *options)
     assert answer.code == 0, answer.err
-    assert "1 image left out" in answer.err
+    assert "1 input left out" in answer.err
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} >= {
         *(
@@ -186,7 +186,7 @@ def test_its_own_outputs_are_no_inputs(
     for _ in range(2):
         answer = vlsm("predict", adapter, ".", "--prompt", "polyp")
         assert answer.code == 0, answer.err
-        assert "2 masks of 2 images" in answer.err
+        assert "2 mask files of 2 inputs" in answer.err
 
 
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])

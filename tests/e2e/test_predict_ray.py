@@ -31,7 +31,7 @@ def test_a_cluster_gives_the_same_answers(vlsm: Callable, base_folder: Path, tmp
     assert vlsm(*command, "-o", tmp_path / "here").code == 0
     answer = vlsm(*command, "-o", tmp_path / "there", "--ray", "local")
     assert answer.code == 0, answer.err
-    assert "6 masks of 6 images" in answer.err
+    assert "6 mask files of 6 inputs" in answer.err
     for name in ("predictions.csv", "failures.csv"):
         with (tmp_path / "here" / name).open() as here, (tmp_path / "there" / name).open() as there:
             assert list(csv.reader(here)) == list(csv.reader(there))

@@ -16,6 +16,7 @@ from PIL import Image
 from vlsm_adapter import DenseAdapterConfig, Predictor, attach, files, save_adapter, without_adapter
 from vlsm_adapter.adapters import AdapterConfig, TelescopicConfig, tuner
 from vlsm_adapter.adapters.folder import AdapterInfo
+from vlsm_adapter.checkpoint import Progress, save_state
 from vlsm_adapter.config import RunConfig
 from vlsm_adapter.console import Console
 from vlsm_adapter.data.prompts import choose_prompt
@@ -108,6 +109,58 @@ def make_run(model: PromptSegmenter, tmp_path: Path) -> Callable[..., Path]:
 
 def same(one: CaseScore, other: CaseScore) -> bool:
     return one.row() == other.row()
+
+
+def test_data_that_have_moved_are_asked_for_as_in_training(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    run = make_run(write_data(tmp_path / "here"), **{"data.prompt": "small polyp"})
+    (tmp_path / "here").rename(tmp_path / "there")
+    with pytest.raises(DataError, match=r"here: .* no longer there.*--data DIR --prompt 'small polyp'$"):
+        evaluate_run(run)
+    assert evaluate_run(run, data=tmp_path / "there", zero_shot=False).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("progress", "told", "kept"),
+    [
+        (
+            Progress(epoch=2, best_epoch=1),
+            "2 of 30 epochs are done; the adapter is the best so far, of epoch 1",
+            (2, 1),
+        ),
+        (Progress(epoch=1), "1 of 30 epochs are done; the adapter is the one it began from", (1, 0)),
+        (Progress(epoch=30, best_epoch=3, finished="all 30 epochs"), None, None),
+        (None, None, None),
+    ],
+)
+def test_a_run_that_is_not_finished_says_so(
+    make_run: Callable[..., Path],
+    data: Path,
+    progress: Progress | None,
+    told: str | None,
+    kept: tuple[int, int] | None,
+) -> None:
+    run = RunFolder(make_run(data))
+    layer = torch.nn.Linear(1, 1)
+    if progress is None:
+        run.state_file.write_bytes(b"damaged: of no use for scores")
+    else:
+        save_state(run.state_file, layer, torch.optim.SGD(layer.parameters(), lr=0.1), progress)
+    heard: list[str] = []
+    console = Console(quiet=True)
+    console.warn = heard.append  # type: ignore[method-assign]
+    folder = EvaluationFolder(evaluate_run(run.path, zero_shot=False, console=console))
+    so_far = folder.summary()["unfinished"]
+    report = folder.report_file.read_text()
+    if told is None:
+        assert so_far is None
+        assert not any("not finished" in line for line in heard)
+        assert "not finished" not in report
+    else:
+        assert so_far == {"epochs_done": kept[0], "epochs": 30, "best_epoch": kept[1]}  # type: ignore[index]
+        (line,) = [line for line in heard if "not finished" in line]
+        assert told in line
+        assert f"vlsm train --resume {run.path}" in line
+        assert "**Training was not finished**" in report
 
 
 # -- scores --------------------------------------------------------------------------------------------------------------

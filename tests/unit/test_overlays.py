@@ -89,9 +89,11 @@ def test_captions_are_drawn_and_cut_to_the_picture() -> None:
     assert (long[-18:, -2:] == 255).all()
 
 
-def test_a_prediction_is_shown_no_larger_than_its_image() -> None:
+def test_a_prediction_is_shown_at_the_size_of_its_image_within_bounds() -> None:
     small = prediction_overlay(GREY, square(), title="x")
-    assert small.size == (60, 40 + 20)
+    assert small.size == (384, 256 + 20)
+    fitting = prediction_overlay(np.zeros((300, 500, 3), np.uint8), np.zeros((300, 500), bool), title="x")
+    assert fitting.size == (500, 300 + 20)
     large = prediction_overlay(np.zeros((1000, 1200, 3), np.uint8), np.zeros((1000, 1200), bool), title="x" * 500)
     assert large.height - 20 == pytest.approx(512, abs=22)
     assert max(large.size) <= 640

@@ -49,7 +49,7 @@ def test_one_prompt_gives_a_mask_beside_the_name_of_its_image(
     report = predict_files(predictor, images, ["polyp"], tmp_path / "out")
     assert listing(tmp_path / "out") == ["a.png", "b.png", "c d.png", "predictions.csv"]
     assert (report.images, len(report.masks), report.skipped) == (3, 3, [])
-    assert str(report).startswith("3 masks of 3 images in ")
+    assert str(report).startswith("3 mask files of 3 inputs in ")
     rows = rows_of(report.table)
     assert tuple(rows[0]) == COLUMNS
     for image, row in zip(images, rows, strict=True):
@@ -87,7 +87,7 @@ def test_several_prompts_maps_and_overlays(predictor: Predictor, images: list[Pa
         assert picture.mode == "I;16"
         np.testing.assert_allclose(np.asarray(picture) / 65535, expected, atol=1e-5)
     with Image.open(out / "a__skin-lesion_overlay.png") as picture:
-        assert picture.size == (60, 40 + 20)
+        assert picture.size == (384, 256 + 20)
 
 
 def test_an_empty_mask_has_no_mean_probability(predictor: Predictor, images: list[Path], tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_bad_file_is_listed_and_the_rest_is_done(predictor: Predictor, images:
     report = predict_files(predictor, images, ["polyp"], out, skip_bad=True)
     assert listing(out) == ["a.png", "c d.png", "predictions.csv"]
     assert (report.images, len(report.skipped)) == (2, 2)
-    assert "2 images left out" in str(report)
+    assert "2 inputs left out" in str(report)
     failures = rows_of(out / "failures.csv")
     assert [row["image"] for row in failures] == [str(images[0]), str(images[2])]
     assert all(row["image"] in row["reason"] for row in failures)

@@ -129,6 +129,8 @@ class Milliseconds(BaseModel):
 class SegmentAnswer(BaseModel):
     """Results in the order of the queries."""
 
+    frame: int = Field(description="Page, frame or slice that was asked about.")
+    frames: int = Field(description="How many the upload has: the others were not segmented.")
     results: list[Result]
     milliseconds: Milliseconds
     cached: bool = Field(description="Whether every encoding that was needed was kept from before.")

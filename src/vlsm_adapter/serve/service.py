@@ -248,7 +248,9 @@ class Service:
             )
             for query in queries
         ]
-        return await self.in_pool(lambda: _finish(asked, upload, form, list(answers.values()), started, deadline))
+        return await self.in_pool(
+            lambda: _finish(asked, upload, frame, form, list(answers.values()), started, deadline)
+        )
 
     def _questions(
         self,
@@ -344,7 +346,13 @@ class Service:
 
 
 def _finish(
-    asked: Sequence[Asked], upload: Upload, form: Form, answers: Sequence[Answer], started: float, deadline: float
+    asked: Sequence[Asked],
+    upload: Upload,
+    frame: int,
+    form: Form,
+    answers: Sequence[Answer],
+    started: float,
+    deadline: float,
 ) -> bytes:
     rows = []
     for row in results(asked, upload.size, upload.spacing, form):
@@ -355,6 +363,8 @@ def _finish(
     milliseconds = {"encode": encode, "decode": decode, "total": time.monotonic() - started}
     return json.dumps(
         {
+            "frame": frame,
+            "frames": upload.count,
             "results": rows,
             "milliseconds": {name: round(seconds * 1000, 2) for name, seconds in milliseconds.items()},
             "cached": all(answer.cached for answer in answers),

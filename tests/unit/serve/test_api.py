@@ -17,8 +17,10 @@ import pytest
 from PIL import Image
 
 from vlsm_adapter import Predictor
+from vlsm_adapter.serve.scratch import SHARED_MEMORY
 from vlsm_adapter.serve.service import Service
 
+needs_memory_folder = pytest.mark.skipif(not SHARED_MEMORY.is_dir(), reason="needs /dev/shm")
 TOKEN = "a-token-of-enough-characters"
 
 
@@ -74,6 +76,7 @@ def test_one_request_asks_several_adapters_and_the_base(
             answer = await http.post("/v1/segment", json={"image_id": image, "queries": queries, "return": form})
             assert answer.status_code == 200
             values = answer.json()
+            assert (values["frame"], values["frames"]) == (0, 1)
             assert values["cached"] == (form == "mask")
             assert (values["milliseconds"]["encode"] == 0) == (form == "mask")
             for query, result in zip(queries, values["results"], strict=True):
@@ -109,6 +112,21 @@ def test_upload_and_ask_in_one_request(serving: Callable, picture: np.ndarray) -
         refused(await http.post("/v1/segment/file", files=file, data={"prompt": " "}), 422, field="prompt")
         refused(await http.post("/v1/segment/file", files=file), 422, "no prompt", "prompt")
         refused(await http.post("/v1/segment/file", data={"prompt": "a"}, files={"other": b""}), 422)
+
+    run(call, serving)
+
+
+@needs_memory_folder
+def test_an_answer_says_which_frame_of_how_many(serving: Callable) -> None:
+    pages = [Image.fromarray(np.full((12, 10), value, np.uint8)) for value in (10, 20, 30)]
+    stream = io.BytesIO()
+    pages[0].save(stream, "TIFF", save_all=True, append_images=pages[1:])
+
+    async def call(http: httpx.AsyncClient, _: Service) -> None:
+        for data, frame in (({}, 0), ({"frame": "2"}, 2)):
+            asked = {"prompt": "polyp", "adapter": "polyp", **data}
+            answer = await http.post("/v1/segment/file", files={"file": ("a.tif", stream.getvalue())}, data=asked)
+            assert (answer.json()["frame"], answer.json()["frames"]) == (frame, 3)
 
     run(call, serving)
 
