@@ -60,6 +60,14 @@ def choose_precision(name: str) -> str:
     return "bf16-mixed" if _cpu_has_bf16() else "32-true"
 
 
+def told_precision(asked: str, precision: str) -> str:
+    """A line that says in what training computes, and why where it was not ``asked`` for; empty for plain float32."""
+    if precision not in AUTOCAST_TYPES:
+        return ""
+    why = ", which this machine computes fast; train.precision=32-true is float32" if asked == AUTO else ""
+    return f"precision {precision}{why}"
+
+
 def fabric_precision(name: str) -> str:
     """What Fabric calls an arithmetic that :func:`choose_precision` gave."""
     return "32-true" if name == INT8 else name

@@ -58,12 +58,13 @@ def start_fabric(devices: int, precision: str) -> Fabric:
         raise TrainingError(
             f"train.devices={devices}: this machine has {torch.cuda.device_count()} GPUs; give at most so many"
         )
+    # Who has joined, and in what precision, which the run says itself.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     if devices == 1:
         # Alone whatever the cluster's variables say: they may be those of a job that runs many commands.
         return Fabric(
             accelerator="cuda" if cuda else "cpu", devices=1, precision=precision, plugins=LightningEnvironment()
         )
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # who has joined
     try:
         fabric = Fabric(accelerator="cuda" if cuda else "cpu", devices=devices, strategy="ddp", precision=precision)
         around = getattr(fabric.strategy, "cluster_environment", None)

@@ -40,6 +40,7 @@ from vlsm_adapter.optimization import (
     fabric_precision,
     give_memory_back,
     make_optimizer,
+    told_precision,
 )
 from vlsm_adapter.processes import (
     CommonStop,
@@ -199,7 +200,8 @@ def build(config: RunConfig, console: Console, *, under_way: bool = False) -> Pa
         with model.keeping_base_hash():
             cast_frozen(model, AUTOCAST_TYPES[precision])
     begins = start_from(model, config) if config.adapter.resume_from is not None and not under_way else ""
-    computed = lower_precision(model, "int8", trains=True) if precision == INT8 else ""
+    asked = config.train.precision
+    computed = lower_precision(model, "int8", trains=True) if precision == INT8 else told_precision(asked, precision)
     for split, level in (("train", config.data.level), ("val", config.data.eval_level)):
         for record in cases.records(split):
             choose_prompt(record, level, seed=config.train.seed)  # a case without the level is found now

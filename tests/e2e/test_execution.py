@@ -38,6 +38,8 @@ def test_bf16_trains_close_to_fp32(vlsm: Callable, phantoms: Path, base_folder: 
     assert all(value.dtype == torch.float32 for value in half.values())
     moved = sum((half[key] - full[key]).norm() for key in full)
     assert moved < 0.5 * sum(value.norm() for value in full.values())
+    assert "precision bf16-mixed" in (tmp_path / "half" / "log.txt").read_text()
+    assert "precision" not in (tmp_path / "full" / "log.txt").read_text()
 
 
 @pytest.mark.gpu

@@ -18,6 +18,7 @@ from vlsm_adapter.optimization import (
     learning_rate,
     make_optimizer,
     step_plateau,
+    told_precision,
 )
 
 
@@ -123,3 +124,11 @@ def test_a_precision_that_is_not_for_this_machine(
     with pytest.raises(TrainingError) as caught:
         choose_precision(given)
     assert str(caught.value) == f"train.precision={says}"
+
+
+def test_what_training_computes_in_is_told_where_it_is_not_plain_float32() -> None:
+    assert told_precision("32-true", "32-true") == told_precision("auto", "32-true") == ""
+    assert told_precision("bf16-mixed", "bf16-mixed") == "precision bf16-mixed"
+    told = told_precision("auto", "bf16-mixed")
+    assert told.startswith("precision bf16-mixed, which this machine computes fast")
+    assert "train.precision=32-true" in told

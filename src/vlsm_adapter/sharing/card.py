@@ -174,8 +174,9 @@ def _metric_name(one: Evaluation, about: Mapping[str, Any]) -> str:
     unit = "" if about["unit"] == "ratio" else f" in {about['unit']}"
     low, high = about["ci_low"], about["ci_high"]
     bounds = "" if low is None else f", {one.confidence:.0%} interval {low:.4g} to {high:.4g}"
-    lowered = f", in {one.lowered}" if one.lowered else ""
-    return f"{about['display_name']}{unit}, mean over {one.cases} cases{bounds}, prompt level {one.level}{lowered}"
+    other = f", threshold {one.threshold:g}" if one.other_threshold else ""
+    other += f", in {one.lowered}" if one.lowered else ""
+    return f"{about['display_name']}{unit}, mean over {one.cases} cases{bounds}, prompt level {one.level}{other}"
 
 
 # -- the tables ----------------------------------------------------------------------------------------------------------
@@ -268,6 +269,11 @@ def _scores(facts: Facts) -> list[str]:
             f"{one.threshold:g}, NSD tolerance {one.nsd_tolerance:g} (mm where the spacing is known, else pixels); in "
             f"brackets {one.confidence:.0%} bootstrap intervals over {one.resampled}s."
             + (f" {one.left_out} unusable cases were left out." if one.left_out else ""),
+            *(
+                ["", f"**Made with threshold {one.threshold:g}; the adapter's is now {one.own_threshold:g}.**"]
+                if one.other_threshold
+                else []
+            ),
             *(["", f"The model answered in {cell(one.precision)}, not in float32."] if one.lowered else []),
             *(
                 ["", "**The words of this prompt level are drawn from the ground truth: these scores flatter.**"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ class Evaluation:
     Attributes:
         data, split, level: what was asked, and how.
         division: how the data was divided, in words; empty where as the data says.
-        threshold: probability above which a pixel is foreground.
+        threshold: probability above which a pixel is foreground; ``own_threshold`` that of the adapter now.
         precision: of the model's answers, ``"fp32"`` or what was converted: ``"int8: 64 of 66 linear maps ..."``.
         nsd_tolerance: in mm where the spacing is known, else in pixels.
         cases: distinct cases; ``prompts`` different texts; ``left_out`` unusable cases.
@@ -59,6 +60,12 @@ class Evaluation:
     metrics: Mapping[str, Mapping[str, Any]]
     zero_shot: Mapping[str, Mapping[str, Any]]
     paired: Mapping[str, Mapping[str, Any]]
+    own_threshold: float
+
+    @property
+    def other_threshold(self) -> bool:
+        """Whether it was made with another threshold than the adapter has now, e.g. before it was calibrated."""
+        return not math.isclose(self.threshold, self.own_threshold, abs_tol=1e-6)
 
     @property
     def lowered(self) -> str:
@@ -177,7 +184,8 @@ def _evaluations(run: RunFolder, manifest: AdapterManifest) -> tuple[list[Evalua
             left_out.append(f"{file.parent}: older than the weights; run 'vlsm evaluate' again to have it in the card")
         else:
             try:
-                found.append(_evaluation(summary, run.config().data.path, _compared_before(summary, run)))
+                compared = _compared_before(summary, run)
+                found.append(_evaluation(summary, run.config().data.path, compared, manifest.info.threshold))
             except (KeyError, TypeError, ValueError) as error:
                 raise UserError(f"{file}: damaged ({error!r}); run 'vlsm evaluate' again") from error
     return found, left_out
@@ -193,12 +201,15 @@ def _compared_before(summary: Mapping[str, Any], run: RunFolder) -> bool:
     return summary.get("training_cases") is None and isinstance(run.data().get("parent_images"), list)
 
 
-def _evaluation(summary: Mapping[str, Any], own: str, compared: bool = True) -> Evaluation:
+def _evaluation(
+    summary: Mapping[str, Any], own: str, compared: bool = True, threshold: float | None = None
+) -> Evaluation:
     """Of a summary.
 
     Args:
         own: data folder of the run.
         compared: whether all that was trained on was compared, where the summary does not say it.
+        threshold: the adapter's; by default the summary's.
     """
     adapter, data = summary["adapter"], summary["data"]
     training, elsewhere = summary.get("training_cases"), summary.get("trained_on")
@@ -229,6 +240,7 @@ def _evaluation(summary: Mapping[str, Any], own: str, compared: bool = True) -> 
         metrics=adapter["metrics"],
         zero_shot=summary.get("zero_shot", {}).get("metrics", {}),
         paired=summary.get("paired_difference", {}),
+        own_threshold=float(summary["threshold"] if threshold is None else threshold),
     )
 
 

@@ -83,6 +83,10 @@ class _Reader:
         log = self._mapping("log", self.values.get("log"))
         self._section(LogConfig, log, "log.", ())
         seeds = self._list("seeds", [42], int)
+        if isinstance(number := self.values.get("seeds"), int) and not isinstance(number, bool):
+            self.problems.append(
+                f"seeds: {number} may be one seed or a number of them; list them: [{number}], or [41, 42]"
+            )
         for seed in seeds:
             self._section(TrainConfig, {"seed": seed}, "seeds: ", ())
         axes: dict[str, Iterable[Any]] = {

@@ -43,6 +43,14 @@ def test_an_evaluation_in_less_than_32_bits_says_so() -> None:
     assert _metric_name(one, DICE).endswith("prompt level p1, in int8")
 
 
+@pytest.mark.parametrize("own", [0.5, 0.35])
+def test_scores_of_another_threshold_than_the_adapters_say_so(own: float) -> None:
+    one = _evaluation(summary(), "/data/polyps", threshold=own)
+    lines = _scores(SimpleNamespace(evaluations=(one,)))  # type: ignore[arg-type]
+    assert ("**Made with threshold 0.5; the adapter's is now 0.35.**" in lines) == (own == 0.35)
+    assert _metric_name(one, DICE).endswith("prompt level p1, threshold 0.5" if own == 0.35 else "prompt level p1")
+
+
 NONE_SEEN = {"seen_in_training": 0, "new": 0, "gone": 0}
 
 

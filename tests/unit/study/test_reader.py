@@ -126,6 +126,11 @@ def test_all_problems_are_told_at_once_each_with_the_nearest_name(tmp_path: Path
     assert len(told) == len(set(told))
 
 
+def test_a_number_is_no_list_of_seeds(tmp_path: Path) -> None:
+    (line,) = problems(tmp_path, {**SMALL, "seeds": 2})
+    assert line.endswith("seeds: 2 may be one seed or a number of them; list them: [2], or [41, 42]")
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
