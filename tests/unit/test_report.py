@@ -217,6 +217,12 @@ def test_text_from_outside_cannot_break_the_table() -> None:
     assert "the empty prompt" in text
 
 
+@pytest.mark.parametrize(("cases", "few"), [(1, False), (2, True), (9, True), (10, False)])
+def test_intervals_over_few_are_not_sold_as_sound(cases: int, few: bool) -> None:
+    some = scores([0.1 * number for number in range(cases)])
+    assert (f"**With {cases} cases to resample these intervals are too narrow**" in render(summary(some, some))) == few
+
+
 def test_a_single_case_has_no_interval() -> None:
     text = render(summary(scores([0.75]), scores([0.5])))
     assert rows_of(text, "Scores")[2][1:4] == ["0.7500", "0.5000", "+0.2500"]
