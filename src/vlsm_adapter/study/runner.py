@@ -7,6 +7,7 @@ another.
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 from collections.abc import Iterable
 from dataclasses import replace
@@ -81,6 +82,8 @@ def compare(
             print(line)
         if not local and (why := ray_missing()):
             console.warn(why)
+        if not _can_be_made(plan.folder.path):
+            console.warn(f"{out}: cannot be written to; choose another --out")
         _warn_of_precision(plan, console)
         return 0
     if plan.todo or plan.searching:
@@ -121,6 +124,12 @@ def compare(
     done = sum(plan.finished(cell) for cell in plan.selected)
     console.say(f"{done} of {len(plan.selected)} runs finished" + (f", {len(failures)} failed" if failures else ""))
     return 1 if failures else 0
+
+
+def _can_be_made(folder: Path) -> bool:
+    """Whether a folder, or the first above it that is there, may be written to, as far as permissions say."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 
 def _warn_of_precision(plan: Plan, console: Console) -> None:

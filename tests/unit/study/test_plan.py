@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import sys
@@ -161,6 +162,31 @@ def test_a_study_that_goes_on_in_another_arithmetic_says_so(
     compare(tmp_path / "study.yaml", tmp_path / "study", dry_run=True, local=True, console=console)
     assert len(warned) == 1
     assert "write 'train: {precision: bf16-mixed}'" in warned[0]
+
+
+@pytest.mark.parametrize("why", ["permission", "file", None])
+def test_a_dry_run_sees_a_folder_that_cannot_be_written(
+    plan_of: Planned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str | None
+) -> None:
+    plan_of()
+    place = tmp_path / "place"
+    if why == "file":
+        place.write_text("")
+    else:
+        place.mkdir()
+    if why == "permission":
+        allowed = os.access
+        monkeypatch.setattr(
+            "vlsm_adapter.study.runner.os.access",
+            lambda path, mode: Path(path) != place and allowed(path, mode),  # root may write anywhere
+        )
+    warned: list[str] = []
+    console = Console(quiet=True)
+    monkeypatch.setattr(console, "warn", warned.append)
+    compare(tmp_path / "study.yaml", place / "new" / "study", dry_run=True, local=True, console=console)
+    told = [line for line in warned if "cannot be written to; choose another --out" in line]
+    assert len(told) == (why is not None)
+    assert not (place / "new").exists()
 
 
 @pytest.mark.parametrize("trains", [True, False])
