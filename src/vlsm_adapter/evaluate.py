@@ -25,7 +25,7 @@ from vlsm_adapter.data.describing.classes import Classes
 from vlsm_adapter.data.division import Division
 from vlsm_adapter.data.folds import parse_fold
 from vlsm_adapter.errors import DataError, TrainingError, UserError
-from vlsm_adapter.evaluation_folder import EvaluationFolder, prepare, replacing, write_scores
+from vlsm_adapter.evaluation_folder import EvaluationFolder, free_folder, prepare, replacing, write_scores
 from vlsm_adapter.evaluation_summary import Job, summarise_evaluation
 from vlsm_adapter.evaluation_threshold import SPLIT as CALIBRATION_SPLIT
 from vlsm_adapter.evaluation_threshold import calibrate_adapter
@@ -47,7 +47,13 @@ from vlsm_adapter.scoring import (
     evaluate_cases,
     score_variants,
 )
-from vlsm_adapter.seen_cases import compare_with_training, left_out_in_training, trained_on, trained_on_before
+from vlsm_adapter.seen_cases import (
+    compare_with_training,
+    left_out_in_training,
+    own_data_elsewhere,
+    trained_on,
+    trained_on_before,
+)
 from vlsm_adapter.sensitivity import of_all_kinds
 from vlsm_adapter.types import DEFAULT_THRESHOLD, Record
 
@@ -95,7 +101,7 @@ def evaluate_run(
             where it has no pretrained weights.
         nsd_tolerance: in mm where the spacing is known, else in pixels.
         skip_bad: leave unusable cases out, listed and counted; by default as in training.
-        data: another data set than the run's.
+        data: another data set than the run's; or the run's own, where that has moved.
         prompt: the class name, where ``data`` has no prompts.
         base: where the base model is now, if not where the adapter says.
         out: the folder; by default ``RUN/evaluation/SPLIT-LEVEL`` (``DATA-SPLIT-LEVEL`` with ``data``).
@@ -118,6 +124,9 @@ def evaluate_run(
     folder = adapter_folder(run.path)
     manifest = read_manifest(folder)
     level = level or config.data.eval_level
+    if data is not None and (moved := own_data_elsewhere(run, data)) is not None:
+        console.say(f"{data}: the run's own data, which lay in {config.data.path}")
+        config, data = moved, None
     if calibrate and (split not in (None, CALIBRATION_SPLIT) or data is not None or threshold is not None):
         raise UserError(
             "--calibrate chooses the threshold on the run's own validation cases, never on others: leave --split, --data and "
@@ -132,10 +141,7 @@ def evaluate_run(
     )
     trained = run.data()
     if data is None and not Path(config.data.path).exists():
-        as_before = "" if config.data.prompt is None else f" --prompt {shlex.quote(config.data.prompt)}"
-        raise DataError(
-            f"{config.data.path}: the run's data are no longer there; say where they are: --data DIR{as_before}"
-        )
+        raise DataError(f"{config.data.path}: the run's data are no longer there; say where they are: --data DIR")
     cases = load_cases(
         config.data.path if data is None else data,
         prompt=prompt if data is not None or prompt is not None else config.data.prompt,
@@ -163,6 +169,7 @@ def evaluate_run(
         variants["zero_shot"] = lambda: without_adapter(model)
     name = f"{split}-{level}" if data is None else f"{_name(cases.where)}-{split}-{level}"
     name += "" if precision == "fp32" else f"-{precision}"
+    place = run.evaluation / name if out is None else Path(out)
     seen = (trained_on_before if data is None else trained_on)(run, records, console)
     job = Job(
         model=model,
@@ -171,7 +178,7 @@ def evaluate_run(
         split=split,
         variants=variants,
         protocol=protocol,
-        folder=EvaluationFolder(Path(out) if out is not None else run.evaluation / name),
+        folder=EvaluationFolder(place) if data is None or out is not None else free_folder(place, cases.where),
         skip_bad=skip_bad,
         about={
             "run": str(run.path.resolve()),
@@ -264,7 +271,7 @@ def evaluate_model(
         split=split,
         variants={"zero_shot": lambda: without_adapter(loaded)},
         protocol=protocol,
-        folder=EvaluationFolder(Path(out) if out is not None else Path("evaluation") / name),
+        folder=EvaluationFolder(Path(out)) if out is not None else free_folder(Path("evaluation") / name, cases.where),
         skip_bad=bool(skip_bad),
         about={"run": None, "adapter": None, "training_cases": None, "division": cases.division},
         prober=_prober(records, cases, protocol, classes) if probes else None,
@@ -361,5 +368,6 @@ def _heard(score: Mapping[str, Any]) -> str:
 
 
 def _name(path: str) -> str:
-    """The last part of a folder, file or hub id, for a folder name."""
-    return Path(path).resolve().stem or "data"
+    """The last part of a folder or hub id, or of a file without its ending, for a folder name."""
+    place = Path(path).resolve()
+    return (place.stem if place.is_file() else place.name) or "data"

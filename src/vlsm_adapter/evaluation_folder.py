@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 import csv
-import io
+import hashlib
 import json
 import shutil
 import tempfile
@@ -141,12 +141,8 @@ def write_scores(path: Path, scores: Sequence[CaseScore], groups: Mapping[str, s
         groups: case id to group, for statistics later.
     """
     metrics = list(scores[0].values) if scores else []
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=[*_HEAD, *metrics, *_TAIL, _GROUP], lineterminator="\n")
-    writer.writeheader()
-    for score in scores:
-        writer.writerow({**score.row(), _GROUP: (groups or {}).get(score.case_id) or ""})
-    files.write_bytes(path, text.getvalue().encode("utf-8", "backslashreplace"))
+    rows = [{**score.row(), _GROUP: (groups or {}).get(score.case_id) or ""} for score in scores]
+    files.write_csv(path, [*_HEAD, *metrics, *_TAIL, _GROUP], rows)
 
 
 def read_scores(path: Path) -> tuple[list[CaseScore], dict[str, str | None]]:
@@ -185,6 +181,20 @@ def read_scores(path: Path) -> tuple[list[CaseScore], dict[str, str | None]]:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path}: not a table of scores ({error}); run 'vlsm evaluate' again") from error
+
+
+def free_folder(path: Path, data: str) -> EvaluationFolder:
+    """The folder ``path``, or one beside it with a hash in its name where ``path`` holds an evaluation of other data, as of
+    two sites whose folders are called alike."""
+    folder = EvaluationFolder(path)
+    try:
+        there = folder.summary()["data"]["path"]
+        if Path(there).resolve() == Path(data).resolve():
+            return folder
+    except (UserError, KeyError, TypeError):  # none, or a damaged one
+        return folder
+    place = str(Path(data).resolve()).encode("utf-8", "surrogatepass")
+    return EvaluationFolder(path.with_name(f"{path.name}-{hashlib.sha256(place).hexdigest()[:6]}"))
 
 
 def prepare(folder: EvaluationFolder) -> None:

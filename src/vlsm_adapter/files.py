@@ -7,12 +7,14 @@ A file is written under a temporary name beside its place, flushed to disk, then
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from vlsm_adapter.errors import UserError
 
@@ -115,6 +117,27 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write ``value`` as indented JSON, atomically. NaN and infinities are refused: they are not JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """A table as CSV with a head and line feeds; None is an empty cell.
+
+    Texts are quoted where one holds a carriage return, which the csv module of Python 3.11 leaves bare before line feeds
+    and then takes for the end of a row.
+    """
+    rows = list(rows)
+    bare = any("\r" in value for row in rows for value in row.values() if isinstance(value, str))
+    text = io.StringIO()
+    how: Literal[0, 2] = csv.QUOTE_NONNUMERIC if bare else csv.QUOTE_MINIMAL
+    writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n", quoting=how)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def write_csv(path: str | os.PathLike[str], columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Replace ``path`` by a table, see :func:`csv_text`; of names of files, bytes that are no text become escapes."""
+    write_bytes(path, csv_text(columns, rows).encode("utf-8", "backslashreplace"))
 
 
 def write_tensors(

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import math
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,6 +28,7 @@ from vlsm_adapter.models.base import PromptSegmenter
 from vlsm_adapter.models.low_precision import flushing_denormals
 from vlsm_adapter.optimization import check_gradients, learning_rate, step_plateau
 from vlsm_adapter.processes import CommonStop, own_share, summed
+from vlsm_adapter.resume_from import threshold_of_parent
 from vlsm_adapter.run_folder import RunFolder
 from vlsm_adapter.types import Batch
 
@@ -105,8 +103,14 @@ def _score_start(session: Session) -> None:
     progress = session.progress
     scores = _validate(session)
     progress.best = progress.reference = scores["val_dice"]
-    _keep(session, scores)
+    kept = threshold_of_parent(session.config)  # with these weights it answers as before
+    _keep(session, scores, **kept)
     session.console.say(f"before training: validation loss {scores['val_loss']:.4f}, Dice {scores['val_dice']:.4f}")
+    if (threshold := kept.get("threshold", THRESHOLD)) != THRESHOLD:
+        session.console.say(
+            f"its threshold of {threshold:g} was chosen for these weights; an epoch that is better answers at {THRESHOLD:g} "
+            "until 'vlsm evaluate RUN --calibrate' chooses its own"
+        )
 
 
 def _train_epoch(session: Session) -> None:
@@ -135,6 +139,8 @@ def _train_epoch(session: Session) -> None:
             group_start = progress.batch - progress.batch % config.accumulate
             group = min(config.accumulate, batches - group_start)
             last_of_group = (progress.batch + 1 - group_start) == group
+            # A short last batch counts by its cases: an update is the mean over all of its group.
+            group_cases = min(group * session.batch_size, len(session.train_data) - group_start * session.batch_size)
             with session.fabric.no_backward_sync(session.wrapped, enabled=not last_of_group):
                 cases = min(session.batch_size, len(session.train_data) - progress.batch * session.batch_size)
                 with training_mode(session.model):  # for the backward pass, too: checkpointing computes again there
@@ -142,7 +148,7 @@ def _train_epoch(session: Session) -> None:
                     value, weight = _over_processes(session, loss.item(), cases)
                     if not math.isfinite(value):
                         raise _not_finite(session, f"loss is {value}", batch)
-                    session.fabric.backward(loss * weight / group)
+                    session.fabric.backward(loss * weight * (cases / group_cases))
             progress.epoch_loss += value * cases
             progress.epoch_cases += cases
             if last_of_group:
@@ -279,7 +285,7 @@ def _end_epoch(session: Session, scores: dict[str, float] | None) -> None:
     if config.schedule == "plateau":
         step_plateau(progress, scores["val_loss"] if scores is not None else None)
     if session.writes:
-        files.write_text(session.folder.metrics_file, _csv(progress.history))
+        files.write_csv(session.folder.metrics_file, list(progress.history[0]), progress.history)
     logged = {key: value for key, value in row.items() if key not in ("epoch", "updates") and value is not None}
     session.logs.write(logged, progress.update)
     session.console.say(f"epoch {progress.epoch + 1:>3}/{config.epochs}: loss {loss:.4f}, {told}{speed:.1f} images/s")
@@ -299,9 +305,9 @@ def _note_scores(session: Session, scores: dict[str, float]) -> str:
     return f"validation loss {scores['val_loss']:.4f}, Dice {dice:.4f}{' (best)' if best else ''}, "
 
 
-def _keep(session: Session, scores: dict[str, float]) -> None:
-    """Write the adapter as it is: the best so far."""
-    info = AdapterInfo(**{**asdict(session.info), "scores": {"validation Dice": scores["val_dice"]}})
+def _keep(session: Session, scores: dict[str, float], **about: Any) -> None:
+    """Write the adapter as it is: the best so far; ``about`` takes the place of what its folder would say."""
+    info = AdapterInfo(**{**asdict(session.info), "scores": {"validation Dice": scores["val_dice"]}, **about})
     if session.writes:
         save_adapter(session.model, session.folder.adapter, info=info)
 
@@ -327,11 +333,3 @@ def _not_finite(session: Session, what: str, batch: Batch | None = None) -> Trai
 
 def _plain(optimizer: Any) -> torch.optim.Optimizer:
     return getattr(optimizer, "optimizer", optimizer)
-
-
-def _csv(rows: Sequence[Mapping[str, float | None]]) -> str:
-    text = io.StringIO()  # None is an empty cell
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

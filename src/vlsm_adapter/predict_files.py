@@ -7,13 +7,11 @@ it was stopped.
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import os
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlsm_adapter import files
 from vlsm_adapter.console import Console
@@ -156,6 +154,9 @@ def predict_files(
         todo = batch.left(journal, jobs, overwrite=overwrite)
         if len(todo) < len(jobs):
             console.say(f"going on: {len(jobs) - len(todo)} of {len(jobs)} are done already")
+        anew = {job.stack.name for job in todo}
+        # Frames that an earlier call could not read stay listed, with the masks of the others.
+        batch.failures += [case for name, done in journal.done.items() if name not in anew for case in done.failures]
         if not jobs:
             batch.close(journal, jobs)
             raise DataError(batch.none_left())
@@ -241,7 +242,8 @@ class _Batch:
             return
         # Frames that could not be read have no files.
         there = [file for file in job.files if not result.failures or (self.out / file).exists()]
-        journal.finish(job.stack.name, Done(fingerprint(job.stack), tuple(there), tuple(result.rows), job.names))
+        done = Done(fingerprint(job.stack), tuple(there), tuple(result.rows), job.names, tuple(result.failures))
+        journal.finish(job.stack.name, done)
 
     def close(self, journal: Journal, jobs: Sequence[Job]) -> None:
         """Write the tables, unless nothing was done and nothing is to be gone on with."""
@@ -257,9 +259,9 @@ class _Batch:
         order = [*now, *(name for name in journal.done if name not in set(now))]
         rows = [row for name in order if name in journal.done for row in journal.done[name].rows]
         if rows:
-            _write_table(self.out / TABLE_NAME, COLUMNS, rows)
+            files.write_csv(self.out / TABLE_NAME, COLUMNS, rows)
         listed = [{"image": case.path, "reason": case.reason} for case in self.failures]
-        _write_table(self.out / FAILURES_NAME, ("image", "reason"), listed)
+        files.write_csv(self.out / FAILURES_NAME, ("image", "reason"), listed)
 
     def none_left(self) -> str:
         """The message where nothing could be predicted."""
@@ -366,12 +368,3 @@ def _tell(console: Console, notes: Sequence[str]) -> None:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _write_table(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    # The name of a file need not be text; bytes that are none are written as escapes.
-    files.write_bytes(path, text.getvalue().encode("utf-8", "backslashreplace"))

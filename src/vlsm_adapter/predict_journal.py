@@ -13,7 +13,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +22,7 @@ from vlsm_adapter.files import write_text
 from vlsm_adapter.imaging.base import AnswerOptions, OutputNames, Stack
 from vlsm_adapter.imaging.masks_out import planned_files
 from vlsm_adapter.predict_jobs import Job
+from vlsm_adapter.types import Skipped
 
 NAME = ".predictions.jsonl"
 LOCK = ".predictions.lock"
@@ -37,12 +38,14 @@ class Done:
         files: written, relative to the folder.
         rows: of ``predictions.csv``.
         names: of its outputs.
+        failures: its frames that could not be read.
     """
 
     inputs: str
     files: tuple[str, ...]
     rows: tuple[dict[str, Any], ...]
     names: OutputNames
+    failures: tuple[Skipped, ...] = ()
 
 
 class Journal:
@@ -155,7 +158,8 @@ class Journal:
                 else:
                     name, prompts = row["done"], row["names"]
                     names = OutputNames(name, tuple(prompts))
-                    self.done[name] = Done(row["inputs"], tuple(row["files"]), tuple(row["rows"]), names)
+                    failures = tuple(Skipped(**case) for case in row.get("failures", ()))
+                    self.done[name] = Done(row["inputs"], tuple(row["files"]), tuple(row["rows"]), names, failures)
 
     def _check_same(self, out: Path, before: Mapping[str, Any]) -> None:
         other = [key for key in {**before, **self.asked} if before.get(key) != self.asked.get(key)]
@@ -202,6 +206,7 @@ def _line(name: str, done: Done) -> dict[str, Any]:
         "files": done.files,
         "rows": done.rows,
         "names": done.names.prompts,
+        **({"failures": [asdict(case) for case in done.failures]} if done.failures else {}),
     }
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -252,11 +250,7 @@ def write_sensitivity(
     values = prober.summary(groups)
     files.write_json(folder_json, values)
     rows = list(prober.rows(groups))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else ["variant"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    files.write_bytes(folder_csv, text.getvalue().encode("utf-8", "backslashreplace"))
+    files.write_csv(folder_csv, list(rows[0]) if rows else ["variant"], rows)
     return values
 
 

@@ -117,6 +117,16 @@ def start_from(model: PromptSegmenter, config: RunConfig) -> str:
     return f"training begins from {parent_text({'sha256': found, **config.adapter.parent})}"
 
 
+def threshold_of_parent(config: RunConfig) -> dict[str, Any]:
+    """Threshold of the adapter that a run begins from, and how it was chosen, as fields of ``AdapterInfo``; empty where
+    that adapter is no longer there."""
+    try:
+        info = read_manifest(adapter_folder(str(config.adapter.resume_from))).info
+    except AdapterError:
+        return {}
+    return {"threshold": info.threshold, "threshold_origin": info.threshold_origin}
+
+
 def own_division(config: RunConfig, split: str | None = None) -> Division:
     """How a run divides its own data, for the use of ``split``.
 

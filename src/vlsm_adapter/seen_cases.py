@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vlsm_adapter.config import RunConfig
 from vlsm_adapter.console import Console
 from vlsm_adapter.data.cases import Cases, load_cases
 from vlsm_adapter.data.digests import FileDigests
@@ -33,6 +34,26 @@ def left_out_in_training(trained: Mapping[str, Any], split: str, cases: Cases) -
         return []
     known = {case.case_id for case in cases.skipped} | {record.case_id for record in cases.all if record.split == split}
     return [case for case in found if case.case_id not in known]
+
+
+def own_data_elsewhere(run: RunFolder, data: str | Path) -> RunConfig | None:
+    """The run's configuration with ``data`` as its data, where that is the run's own in another place; else None.
+
+    It is where the run's folder is gone, and ``data``, divided as the run divides its own, has the training cases that the
+    run recorded, with the images that it was trained on.
+    """
+    config, splits, kept = run.config(), run.data().get("splits"), _kept(run, _OWN)
+    if Path(config.data.path).exists() or not isinstance(splits, dict) or kept is None:
+        return None
+    moved = replace(config, data=replace(config.data, path=str(data)))
+    try:
+        cases = load_cases(data, prompt=config.data.prompt, division=own_division(moved), skip_bad=True)
+    except UserError:  # said of it as of other data
+        return None
+    training, digests = [record for record in cases.all if record.split == "train"], FileDigests()
+    if not training or {record.case_id for record in training} != set(splits.get("train", ())):
+        return None
+    return moved if all(digests.of(record.image) in kept.digests for record in training) else None
 
 
 @dataclass(frozen=True)

@@ -331,7 +331,7 @@ def set_up(parts: Parts, folder: RunFolder, console: Console, fabric: Fabric | N
         files.write_json(folder.data_file, summary)
     counts = {split: sum(record.split == split for record in parts.cases.all) for split in ("train", "val", "test")}
     examples = tuple(dict.fromkeys(parts.val_data.prompt(index) for index in range(len(parts.val_data))))[:3]
-    data = parts.val_data.records[0].dataset or Path(config.data.path).name
+    data = parts.train_data.records[0].dataset or Path(config.data.path).name
     info = AdapterInfo(
         threshold=THRESHOLD,
         prompt_level=config.data.eval_level,

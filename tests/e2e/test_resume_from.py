@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -81,13 +82,28 @@ def test_two_commands_from_corrections_to_an_adapter(
     assert own == {"sha256": weights_hash(tmp_path / "child" / "adapter"), "data": "corrected"}
 
 
+def _put(values: dict[str, Any], key: str, value: object) -> None:
+    """Set ``key`` wherever it stands."""
+    for name, held in values.items():
+        if name == key:
+            values[name] = value
+        elif isinstance(held, dict):
+            _put(held, key, value)
+
+
 def test_what_is_no_better_leaves_the_parent_as_it_is(
     vlsm: Callable, phantoms: Path, parent: Path, tmp_path: Path
 ) -> None:
     data = corrections(phantoms, tmp_path / "corrected", 5)
     run = tmp_path / "child"
+    manifest = parent / "adapter" / "adapter_config.json"
+    calibrated = json.loads(manifest.read_text())
+    _put(calibrated, "threshold", 0.3)
+    manifest.write_text(json.dumps(calibrated))
     answer = vlsm("train", "--resume-from", parent, "--data", data, "-o", run, *FAST, "--lr", 1e-12)
     assert answer.code == 0, answer.err
+    assert "its threshold of 0.3 was chosen for these weights" in answer.err
+    assert read_manifest(run / "adapter").info.threshold == 0.3  # so its masks are those of the parent
     assert "before training: no epoch was better" in answer.err
     assert (run / "adapter" / WEIGHTS_NAME).read_bytes() == (parent / "adapter" / WEIGHTS_NAME).read_bytes()
     # Finished runs, and runs with a saved state, no longer need the parent.

@@ -19,6 +19,7 @@ from vlsm_adapter.adapters.folder import AdapterInfo
 from vlsm_adapter.checkpoint import Progress, save_state
 from vlsm_adapter.config import RunConfig
 from vlsm_adapter.console import Console
+from vlsm_adapter.data.cases import load_cases
 from vlsm_adapter.data.prompts import choose_prompt
 from vlsm_adapter.data.records import load_records
 from vlsm_adapter.errors import ConfigError, DataError, ModelError, UserError
@@ -111,12 +112,59 @@ def same(one: CaseScore, other: CaseScore) -> bool:
     return one.row() == other.row()
 
 
-def test_data_that_have_moved_are_asked_for_as_in_training(make_run: Callable[..., Path], tmp_path: Path) -> None:
-    run = make_run(write_data(tmp_path / "here"), **{"data.prompt": "small polyp"})
-    (tmp_path / "here").rename(tmp_path / "there")
-    with pytest.raises(DataError, match=r"here: .* no longer there.*--data DIR --prompt 'small polyp'$"):
-        evaluate_run(run)
-    assert evaluate_run(run, data=tmp_path / "there", zero_shot=False).is_dir()
+def test_data_of_one_name_keep_their_evaluations_apart(
+    make_run: Callable[..., Path], data: Path, tmp_path: Path
+) -> None:
+    run = make_run(data)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    first, second = tmp_path / "a" / "site.v1", tmp_path / "b" / "site.v1"
+    shutil.copytree(data, first)
+    shutil.copytree(data, second)
+    folders = [evaluate_run(run, data=place, zero_shot=False) for place in (first, second, first, second)]
+    assert folders[0].name == "site.v1-test-p1"
+    assert folders[1].name.startswith("site.v1-test-p1-")
+    assert folders[2:] == folders[:2]
+    told = [EvaluationFolder(folder).summary()["data"]["path"] for folder in folders[:2]]
+    assert told == [str(first), str(second)]
+
+
+def test_data_that_have_moved_are_still_the_runs_own(
+    make_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    write_data(here)
+    rows = [json.loads(line) for line in (here / "records.jsonl").read_text().splitlines()]
+    for row in rows:
+        row.pop("split"), row.pop("group")
+    files.write_text(here / "records.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
+    run = RunFolder(make_run(here, **{"data.prompt": "small polyp", "data.fold": "2/5"}))
+    cases = load_cases(here, division=run.config().data.division())
+    splits = {name: [r.case_id for r in cases.all if r.split == name] for name in ("train", "val", "test")}
+    training = [record for record in cases.all if record.split == "train"]
+    files.write_json(
+        run.data_file, {"path": str(here), "splits": splits, "skipped": [], **kept_for_later(run, training)}
+    )
+    shutil.copytree(here, there)
+    assert evaluate_run(run.path, zero_shot=False).name == "test-p1"
+    copied = EvaluationFolder(
+        evaluate_run(run.path, data=there, zero_shot=False)
+    )  # other data, as long as both are there
+    assert copied.path.name == "there-test-p1"
+    shutil.rmtree(here)
+    with pytest.raises(DataError, match=r"here: the run's data are no longer there; say where they are: --data DIR$"):
+        evaluate_run(run.path)
+    moved = EvaluationFolder(evaluate_run(run.path, data=there, zero_shot=False))
+    assert moved.path.name == "test-p1"
+    assert [score.case_id for score in read_scores(moved.cases_file)[0]] == splits["test"]
+    assert {score.prompt for score in read_scores(moved.cases_file)[0]} == {"small polyp"}
+    assert moved.summary()["training_cases"] == {"seen_in_training": 0, "copies_of_training": 0, "new": 0, "gone": 0}
+    assert evaluate_run(run.path, data=there, calibrate=True, zero_shot=False).name == "val-p1"
+    # Another image under the name of a training case: other data.
+    changed = there / "images" / training[0].image.name
+    with Image.open(changed) as picture:
+        picture.transpose(Image.Transpose.ROTATE_180).save(changed)
+    assert evaluate_run(run.path, data=there, prompt="polyp", zero_shot=False).name == "there-test-p1"
 
 
 @pytest.mark.parametrize(
@@ -516,6 +564,8 @@ def test_images_that_training_kept_are_known_whatever_becomes_of_its_data(
     assert kept_for_later(run, training)["training_images_complete"] is False
     shutil.rmtree(data)
     assert seen() == (len(training), True)
+    lines = (copy / "records.jsonl").read_text().splitlines(keepends=True)
+    files.write_text(copy / "records.jsonl", "".join(lines[1:]))  # without a case of training: other data
     folder = EvaluationFolder(evaluate_run(run.path, data=copy, split="test", zero_shot=False))
     assert (folder.summary()["trained_on"], folder.summary()["trained_on_known"]) == (0, True)
     files.write_json(run.data_file, {**kept, "training_images_complete": False})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import stat
@@ -130,3 +132,16 @@ def test_a_lock_lets_one_in_at_a_time(tmp_path: Path) -> None:
         thread.join()
     assert (most, inside) == (1, 0)
     assert entered > 0
+
+
+TEXTS = st.text(st.one_of(st.sampled_from('\r\n",; '), st.characters(exclude_categories=["Cs"])))
+
+
+@given(st.lists(st.fixed_dictionaries({"a": TEXTS, 'b, "c"': TEXTS}), max_size=4))
+def test_a_table_reads_back_whatever_its_texts_hold(rows: list[dict[str, str]]) -> None:
+    read = list(csv.DictReader(io.StringIO(files.csv_text(["a", 'b, "c"'], rows), newline="")))
+    assert read == rows
+
+
+def test_an_ordinary_table_has_no_quotes_and_empty_cells_for_nothing() -> None:
+    assert files.csv_text(["a", "b"], [{"a": "polyp", "b": 0.5}, {"a": None, "b": 1}]) == "a,b\npolyp,0.5\n,1\n"

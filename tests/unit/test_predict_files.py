@@ -12,6 +12,7 @@ from PIL import Image
 
 from vlsm_adapter import Predictor, files
 from vlsm_adapter.errors import DataError, UserError
+from vlsm_adapter.imaging.options import ReadOptions
 from vlsm_adapter.models.base import PromptSegmenter
 from vlsm_adapter.predict_files import COLUMNS, predict_files
 
@@ -234,3 +235,21 @@ def test_strange_names_and_prompts_stand_in_the_table(predictor: Predictor, imag
     rows = rows_of(report.table)
     assert [row["prompt"] for row in rows] == ['=a,"b"\n', "息肉"]
     assert all((tmp_path / "out" / row["mask"]).is_file() for row in rows)
+
+
+def test_frames_that_an_earlier_call_could_not_read_stay_listed(predictor: Predictor, tmp_path: Path) -> None:
+    video = tmp_path / "video"
+    video.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    for number in range(3):
+        Image.fromarray(pixels).save(video / f"f{number}.png")
+    broken = video / "f1.png"
+    broken.write_bytes(broken.read_bytes()[:300])
+    read = ReadOptions(frames=True)
+    told = []
+    for _ in range(2):
+        report = predict_files(predictor, sorted(video.iterdir()), ["polyp"], tmp_path / "out", read=read)
+        told.append((str(report).partition(" in ")[0], [case.path for case in report.skipped]))
+        (row,) = rows_of(tmp_path / "out" / "failures.csv")
+        assert row["image"] == str(broken)
+    assert told[0][1] == told[1][1] == [str(broken)]

@@ -10,9 +10,16 @@ from vlsm_adapter.errors import UserError
 from vlsm_adapter.imaging.base import OutputNames
 from vlsm_adapter.imaging.pictures_in import PictureStack
 from vlsm_adapter.predict_journal import NAME, Done, Journal, fingerprint
+from vlsm_adapter.types import Skipped
 
 ASKED = {"prompts": ["polyp", "息肉"], "threshold": 0.5}
-DONE = Done("abc-1", ("a.png",), ({"image": "a\udcff.png", "mask": "a.png", "area_px": 3},), OutputNames("a", ("a",)))
+DONE = Done(
+    "abc-1",
+    ("a.png",),
+    ({"image": "a\udcff.png", "mask": "a.png", "area_px": 3},),
+    OutputNames("a", ("a",)),
+    (Skipped("f", "f.png", "truncated"),),
+)
 
 
 def written(out: Path) -> Journal:

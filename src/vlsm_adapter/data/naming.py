@@ -41,7 +41,7 @@ def finish(
     An id that the data does not give is the image's name without its ending (``sub/x.png`` is ``sub__x``); where
     several masks share an image, the mask's name is part of it; where several images share a stem, the ending; where
     one case stands in several splits, as in some published lists, the split (a warning is logged: such a case leaks).
-    Images with several masks form a group unless the data names one. A case listed twice in one split is used
+    Cases of one image (several masks, labels of a mask, or wordings) form a group unless the data names one. A case listed twice in one split is used
     once; the second is left out, with a warning.
 
     Args:
@@ -149,16 +149,20 @@ class _Names:
     def __init__(self, drafts: Sequence[Draft]) -> None:
         self._masks_of: dict[Path, set[Path | None]] = {}
         self._images_of: dict[str, set[Path]] = {}
+        self._asked_of: dict[Path, set[tuple[object, ...]]] = {}
         for draft in drafts:
             self._masks_of.setdefault(draft.image, set()).add(draft.mask)
+            # By the data's own words, whatever --prompt puts in their place: a case listed twice is one.
+            asked = (draft.mask, draft.mask_value, repr(sorted(draft.prompts.items())))
+            self._asked_of.setdefault(draft.image, set()).add(asked)
             self._images_of.setdefault(_stem_id(draft.image_name), set()).add(draft.image)
         self._taken: dict[str, tuple[Draft, Prompts]] = {}
         self._twice: list[str] = []
         self._in_two_splits: list[str] = []
 
     def shares_image(self, draft: Draft) -> bool:
-        """Whether the image has several masks."""
-        return len(self._masks_of[draft.image]) > 1
+        """Whether the image has several cases: masks, labels of a mask, or wordings. No split may divide them."""
+        return len(self._asked_of[draft.image]) > 1
 
     def name(self, draft: Draft, prompts: Prompts) -> str:
         """The id of a case, never given before."""
@@ -191,13 +195,13 @@ class _Names:
     def _derive(self, draft: Draft, prompts: Prompts) -> str:
         stem = _stem_id(draft.image_name)
         name = _id(draft.image_name) if len(self._images_of.get(stem, ())) > 1 else stem
-        if self.shares_image(draft) and draft.mask_name is not None:
+        if len(self._masks_of[draft.image]) > 1 and draft.mask_name is not None:
             mask = _stem_id(draft.mask_name)
             name = mask if mask.startswith(name) else f"{name}__{mask}"
         if len(name.encode()) > _MAX_ID_BYTES:
             name = f"{name.encode()[: _MAX_ID_BYTES - 20].decode(errors='ignore')}_{_digest(name, 6)}"
 
-        # The same image and mask once more: under another split, by a slip, or with other words.
+        # The same image and mask once more: under another split, by a slip, with other words, or another label of it.
         other = self._taken.get(name)
         if other is not None and _same_files(other[0], draft) and other[0].split != draft.split:
             self._in_two_splits.append(name)
@@ -205,11 +209,16 @@ class _Names:
             other = self._taken.get(name)
         if other is None or not _same_files(other[0], draft):
             return name
-        with_words = f"{name}__{_digest(repr(sorted(prompts.items())), 3)}"
-        if other[1] == prompts or with_words in self._taken:
+        if other[1] != prompts:
+            name = f"{name}__{_digest(repr(sorted(prompts.items())), 3)}"
+            other = self._taken.get(name)
+        if other is not None and other[0].mask_value != draft.mask_value:
+            name = f"{name}__label-{'any' if draft.mask_value is None else draft.mask_value}"
+            other = self._taken.get(name)
+        if other is not None:
             self._twice.append(name)
             raise _ListedTwice(name, f"{draft.where}: the same case as {other[0].where}; used once")
-        return with_words
+        return name
 
 
 def _same_files(one: Draft, other: Draft) -> bool:

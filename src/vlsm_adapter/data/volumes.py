@@ -135,7 +135,9 @@ class Volume:
         self._check_grid()
         if dtype.fields is not None or dtype.kind not in "iuf":
             raise DataError(f"{path}: its voxels are {_kind(dtype)}: convert them to one number a voxel")
-        self._bytes = dtype == np.uint8
+        proxy: Any = file.dataobj
+        scaled = (proxy.slope, proxy.inter) != (1.0, 0.0)
+        self._bytes = dtype == np.uint8 and not scaled  # scaled ones are intensities like any other
 
     def _axes(self, shape: tuple[int, ...]) -> tuple[tuple[int, int, int], int]:
         sizes = list(shape)
@@ -247,7 +249,7 @@ class Volume:
     ) -> tuple[float, float]:
         """The intensities that become 0 and 255.
 
-        Without ``window`` (level, width) and ``percentiles`` a file of bytes is kept as it is, and any other is cut at its
+        Without ``window`` (level, width) and ``percentiles`` a file of bytes that its header does not scale is kept as it is, and any other is cut at its
         percentiles 0.5 and 99.5. Percentiles are those of the whole volume, so that its slices stay comparable; of more
         than four million voxels of evenly spaced ones.
         """

@@ -23,7 +23,7 @@ class Spacing:
     Attributes:
         row: down a column of pixels, from one row to the next (DICOM's first PixelSpacing value).
         column: along a row, from one column to the next.
-        slice: from one slice of the stack to the next, measured between their positions; None where the pictures are
+        slice: from the plane of one slice of the stack to that of the next; None where the pictures are
             not slices of one volume.
     """
 

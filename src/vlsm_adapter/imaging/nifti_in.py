@@ -51,7 +51,10 @@ class NiftiStack(Stack):
         self.size = (rows, columns)
         self.count = self.slicing.count
         row, column = self.slicing.spacing
-        self.spacing = Spacing(row, column, float(np.linalg.norm(volume.affine[:3, self.slicing.axis])))
+        # Between the planes of neighbouring slices; of a tilted stack (gantry tilt) their step is longer.
+        steps = volume.affine[:3, :3]
+        normal = np.cross(steps[:, self.slicing.row_axis], steps[:, self.slicing.column_axis])
+        self.spacing = Spacing(row, column, float(abs(steps[:, self.slicing.axis] @ normal) / np.linalg.norm(normal)))
         if min(volume.shape) == 1:  # a picture: nothing can be said of a volume
             self.spacing = Spacing(row, column)
         self._lock = threading.Lock()

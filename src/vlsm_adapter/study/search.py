@@ -7,9 +7,7 @@ the trials do not depend on how many run at once, and a search that was interrup
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -296,8 +294,4 @@ def write_report(folder: Path, searches: Sequence[GroupSearch]) -> None:
         folder / "search.json",
         {"format": "vlsm-search", "format_version": 1, "chosen_by": "best validation Dice", **about, "groups": chosen},
     )
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    files.write_text(folder / "trials.csv", text.getvalue())
+    files.write_csv(folder / "trials.csv", list(dict.fromkeys(key for row in rows for key in row)), rows)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vlsm_adapter import files
 from vlsm_adapter.study_report.cells import cases_of_training, reference_name, setting_values
 from vlsm_adapter.study_report.extras import heard_of
 from vlsm_adapter.study_report.numbers import TableNumbers
@@ -58,11 +57,7 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """CSV with a head; None is an empty field. Empty where there is no row."""
     if not rows:
         return b""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows)
-    return text.getvalue().encode("utf-8", "backslashreplace")
+    return files.csv_text(list(rows[0]), rows).encode("utf-8", "backslashreplace")
 
 
 def report_json(

@@ -138,6 +138,43 @@ def test_a_case_listed_twice_is_used_once_and_reported(tmp_path: Path, caplog: p
     assert "listed twice" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [{"mask_value": (1, 2)}, {"text": ("cyst", "dark cyst")}, {"mask_value": (1, 2), "text": ("liver", "spleen")}],
+)
+def test_cases_of_one_image_are_never_divided(tmp_path: Path, kind: dict[str, tuple[object, object]]) -> None:
+    rows = []
+    for number in range(20):
+        put(tmp_path / f"c{number}.png")
+        put(tmp_path / f"c{number}_m.png", mask=True)
+        files_of = {"image": f"c{number}.png", "mask": f"c{number}_m.png", "text": "organ"}
+        rows += [{**files_of, **{key: values[which] for key, values in kind.items()}} for which in (0, 1)]
+    (tmp_path / "m.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    records, skipped = load_records(tmp_path / "m.jsonl", fractions=(0.4, 0.3, 0.3))
+    assert (len(records), skipped) == (40, [])
+    assert {record.group for record in records} == {f"image:c{number}" for number in range(20)}
+    splits: dict[Path, set[str | None]] = {}
+    for record in records:
+        splits.setdefault(record.image, set()).add(record.split)
+    assert all(len(held) == 1 for held in splits.values())
+    assert {split for held in splits.values() for split in held} == {"train", "val", "test"}
+
+
+def test_labels_of_one_mask_with_the_same_words_are_cases_of_their_own(tmp_path: Path) -> None:
+    put(tmp_path / "a.png")
+    put(tmp_path / "m.png", mask=True)
+    rows = [{"image": "a.png", "mask": "m.png", "mask_value": label, "text": f"kidney {label}"} for label in (1, 2, 3)]
+    (tmp_path / "m.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in [*rows, rows[1]]))
+    records, skipped = load_records(tmp_path / "m.jsonl", prompt="kidney")
+    assert [record.case_id for record in records] == ["a", "a__label-2", "a__label-3"]
+    assert [record.mask_value for record in records] == [1, 2, 3]
+    assert [case.case_id for case in skipped] == ["a__label-2"]
+    # With their own words they are told apart by these, as ever.
+    own, _ = load_records(tmp_path / "m.jsonl")
+    assert [record.case_id.partition("__")[0] for record in own] == ["a"] * 3
+    assert not any("label" in record.case_id for record in own)
+
+
 # Plain folders
 
 

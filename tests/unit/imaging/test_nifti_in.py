@@ -70,3 +70,27 @@ def test_without_orientation_it_is_shown_as_stored(tmp_path: Path) -> None:
     nibabel.save(image, tmp_path / "v.nii.gz")
     stack = NiftiStack(tmp_path / "v.nii.gz", ReadOptions())
     assert (stack.size, stack.count) == ((6, 5), 4)
+
+
+@pytest.mark.parametrize("degrees", [0, 20, 30])
+def test_slices_of_a_tilted_stack_are_as_far_apart_as_their_planes(tmp_path: Path, degrees: float) -> None:
+    affine = np.diag([0.5, 0.5, 5.0, 1.0])
+    affine[1, 2] = 5.0 * np.tan(np.radians(degrees))  # the planes stay 5 mm apart
+    stack = NiftiStack(volume(tmp_path / "v.nii", np.ones((5, 6, 4), np.uint8), affine), ReadOptions())
+    assert stack.spacing.slice == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize(("slope", "inter"), [(1 / 255, 0.0), (16.0, -1024.0)])
+def test_scaled_bytes_are_windowed_as_intensities(tmp_path: Path, slope: float, inter: float) -> None:
+    values = np.arange(5 * 6 * 4, dtype=np.uint8).reshape(5, 6, 4)
+    plain = NiftiStack(volume(tmp_path / "plain.nii", values), ReadOptions())
+    assert int(plain.picture(0).max()) == int(values[:, :, 0].max())
+    image = nibabel.Nifti1Image(values, np.eye(4))
+    image.header.set_slope_inter(slope, inter)
+    image.to_filename(tmp_path / "scaled.nii")
+    # What to_filename does with the slope differs by version: the header is what counts.
+    assert nibabel.load(tmp_path / "scaled.nii").dataobj.slope == pytest.approx(slope)
+    stack = NiftiStack(tmp_path / "scaled.nii", ReadOptions())
+    shown = np.stack([stack.picture(index)[:, :, 0] for index in range(4)])
+    assert len(np.unique(shown)) > 100
+    assert (shown.min(), shown.max()) == (0, 255)
