@@ -117,21 +117,27 @@ def _check_base_is_there(config: RunConfig, folder: RunFolder) -> None:
         )
 
 
+def _claim(folder: RunFolder, config: RunConfig) -> None:
+    """Write the configuration, first of all: from then on a killed run can be resumed."""
+    if not folder.config_file.is_file():
+        files.write_text(folder.config_file, config.to_yaml())
+    elif folder.config() != config:
+        raise UserError(f"{folder.path}: another run was started there meanwhile; choose another --out")
+
+
 def _lead(parts: Parts, folder: RunFolder, fabric: Fabric, console: Console) -> None:
     """The run, by its only process or the first of several."""
-    config = parts.config
-    if not folder.config_file.is_file():
-        # Before anything else: from here on a killed run can be resumed.
-        files.write_text(folder.config_file, config.to_yaml())
     try:
-        with folder.locked(), log_to(folder.log_file):
-            for note in parts.notes:
-                console.say(note)
-            session = set_up(parts, folder, console, fabric)
-            try:
-                fit(session)
-            finally:
-                close(session)
+        with folder.locked():
+            _claim(folder, parts.config)
+            with log_to(folder.log_file):
+                for note in parts.notes:
+                    console.say(note)
+                session = set_up(parts, folder, console, fabric)
+                try:
+                    fit(session)
+                finally:
+                    close(session)
     except RuntimeError as error:
         if fabric.world_size == 1 or not lost(error):
             raise
@@ -160,8 +166,10 @@ def _help(config: RunConfig, folder: RunFolder, fabric: Fabric) -> None:
 
 
 def _is_empty(folder: Path) -> bool:
-    """Nothing in it but what a killed write left behind (``.NAME.tmp``)."""
-    return all(file.name.startswith(".") and file.suffix == ".tmp" for file in folder.iterdir())
+    """Nothing in it but the lock and what a killed write left behind (``.NAME.tmp``)."""
+    return all(
+        file.name == ".lock" or (file.name.startswith(".") and file.suffix == ".tmp") for file in folder.iterdir()
+    )
 
 
 # -- build: everything that can be wrong is found here, before anything is written ------------------------------------

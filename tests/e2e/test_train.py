@@ -8,7 +8,9 @@ import math
 import resource
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,9 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from vlsm_adapter import load_adapter
+from vlsm_adapter import files, load_adapter
+from vlsm_adapter import train as training
+from vlsm_adapter.config import RunConfig
 from vlsm_adapter.losses import LOSSES
 
 FAST = ("--epochs", 2, "--batch-size", 4, "--set", "log.tensorboard=false")
@@ -277,3 +281,23 @@ def test_a_gradient_that_is_not_a_number_is_never_saved(
     assert answer.code == 2
     assert "norm of the gradient is nan in epoch 2, batch 2" in answer.error
     assert all(torch.isfinite(tensor).all() for tensor in load_file(run / "state.safetensors").values())
+
+
+def test_a_run_started_in_the_same_folder_meanwhile_is_left_alone(
+    vlsm: Callable, phantoms: Path, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    build = training.build
+
+    def slowly(config: RunConfig, *args: Any, **options: Any) -> training.Parts:
+        parts = build(config, *args, **options)
+        files.write_text(run / "config.yaml", replace(config, train=replace(config.train, lr=0.5)).to_yaml())
+        return parts
+
+    monkeypatch.setattr(training, "build", slowly)
+    answer = vlsm("train", "--data", phantoms, "--model", base_folder, "-o", run, *FAST)
+    assert answer.code == 2
+    assert f"{run}: another run was started there meanwhile; choose another --out" in answer.err
+    assert yaml.safe_load((run / "config.yaml").read_text())["train"]["lr"] == 0.5
+    assert not (run / "metrics.csv").exists()
+    assert not (run / "state.safetensors").exists()
