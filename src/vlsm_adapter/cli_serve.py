@@ -33,12 +33,12 @@ def serve(
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.")
     ] = None,
-    max_adapters: Annotated[int, typer.Option(help="Adapters in memory at once.")] = 8,
+    max_adapters: Annotated[int, typer.Option(min=1, help="Adapters in memory at once.")] = 8,
     max_body: Annotated[float, typer.Option(metavar="MIB", help="Of a request.")] = 64,
-    max_pixels: Annotated[int, typer.Option(help="Of a picture.")] = 25_000_000,
-    max_frames: Annotated[int, typer.Option(help="Pictures of an upload.")] = 2000,
-    max_prompts: Annotated[int, typer.Option(help="Per request.")] = 32,
-    queue: Annotated[int, typer.Option(help="Questions that may wait.")] = 1024,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Of a picture.")] = 25_000_000,
+    max_frames: Annotated[int, typer.Option(min=1, help="Pictures of an upload.")] = 2000,
+    max_prompts: Annotated[int, typer.Option(min=1, help="Per request.")] = 32,
+    queue: Annotated[int, typer.Option(min=1, help="Questions that may wait.")] = 1024,
     timeout: Annotated[float, typer.Option(metavar="SECONDS", help="From a request to its answer.")] = 60,
     image_cache: Annotated[float, typer.Option(metavar="MIB", help="Images kept in memory.")] = 1024,
     encoding_cache: Annotated[float, typer.Option(metavar="MIB", help="Encodings kept in memory.")] = 512,

@@ -301,6 +301,14 @@ def _check_whole(config: RunConfig) -> list[str]:
     return problems
 
 
+def _in_section(name: Any, hints: Mapping[str, Any]) -> str:
+    """What to say of a key that one of the sections has, or nothing."""
+    for section, kind in hints.items():
+        if dataclasses.is_dataclass(kind) and name in {item.name for item in dataclasses.fields(kind)}:
+            return f"did you mean '{section}.{name}'"
+    return ""
+
+
 def build_section(kind: Any, values: Any, prefix: str, problems: list[str]) -> Any:
     """An instance of dataclass ``kind`` from plain ``values``; problems are collected, not raised."""
     if values is None:  # a section whose keys are all commented out
@@ -315,7 +323,7 @@ def build_section(kind: Any, values: Any, prefix: str, problems: list[str]) -> A
     chosen: dict[str, Any] = {}
     for name, value in values.items():
         if name not in known:
-            problems.append(f"unknown key '{prefix}{name}': {nearest(str(name), known)}")
+            problems.append(f"unknown key '{prefix}{name}': {_in_section(name, hints) or nearest(str(name), known)}")
         elif dataclasses.is_dataclass(hints[name]):
             chosen[name] = build_section(hints[name], value, f"{prefix}{name}.", problems)
         else:

@@ -105,7 +105,9 @@ class EvaluationFolder:
         """
         file = self.summary_file
         if not file.is_file():
-            raise UserError(f"{self.path}: not an evaluation, it has no {file.name}; give a folder of 'vlsm evaluate'")
+            inside = sorted(place.parent for place in self.path.glob(f"evaluation/*/{file.name}"))
+            give = f"'{inside[0]}'" if inside else "a folder of 'vlsm evaluate'"
+            raise UserError(f"{self.path}: not an evaluation, it has no {file.name}; give {give}")
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:

@@ -112,8 +112,8 @@ def calibrate_adapter(
     console.say(f"threshold {found.threshold:g}, {found}; stored in {folder}")
     if found.cases < FEW:
         console.warn(
-            f"a threshold chosen on fewer than {FEW} validation cases is mostly chance: --threshold {found.before:g} scores with "
-            "the one before"
+            f"a threshold chosen on fewer than {FEW} validation cases is mostly chance: --threshold {found.before:g} predicts "
+            "and scores with the one before"
         )
     return found
 

@@ -90,7 +90,7 @@ def _run(config: RunConfig, folder: RunFolder, console: Console) -> RunFolder:
             console.say(f"{folder.path}: finished already ({before.finished})")
             return folder
     if folder.config_file.is_file():
-        _check_base_is_there(config, folder)
+        _check_places(config, folder)
     # One that helps builds once it has joined: what is wrong there can then be told.
     under_way = folder.state_file.is_file()
     parts = None if is_further_process(config.train.devices) else build(config, console, under_way=under_way)
@@ -107,13 +107,16 @@ def _run(config: RunConfig, folder: RunFolder, console: Console) -> RunFolder:
     return folder
 
 
-def _check_base_is_there(config: RunConfig, folder: RunFolder) -> None:
-    """A run keeps its base model's folder as it was when it began; say what to do if that has moved since."""
+def _check_places(config: RunConfig, folder: RunFolder) -> None:
+    """A run keeps where its base model and data were when it began; say what to do if they have moved since."""
     name = Path(config.model.name)
-    if name.is_absolute() and not name.is_dir():
+    moved = [("model.name", "folder ", "base model is", name)] if name.is_absolute() and not name.is_dir() else []
+    data = {"data.path": config.data.path, "data.val_path": config.data.val_path}
+    moved += [(key, "", "data are", Path(path)) for key, path in data.items() if path and not Path(path).exists()]
+    for key, kind, what, place in moved:
         raise TrainingError(
-            f"{folder.config_file}: model.name: there is no folder '{name}' any more; write there where the base model is "
-            "now, and resume again"
+            f"{folder.config_file}: {key}: there is no {kind}'{place}' any more; write there where the {what} now, and "
+            "resume again"
         )
 
 

@@ -108,7 +108,12 @@ def test_a_run_whose_base_has_moved_says_where_to_write_its_new_place(
     assert answer.code == 2, answer.err
     assert len(answer.error.splitlines()) == 1, answer.err
     assert f"{run / 'config.yaml'}: model.name: there is no folder '{base}' any more; write there" in answer.error
-    (run / "config.yaml").write_text(text.replace(f"{base}", f"{base_folder}"))
+    text = text.replace(f"{base}", f"{base_folder}")
+    (run / "config.yaml").write_text(text.replace(f"{phantoms}", f"{tmp_path / 'gone'}"))
+    answer = vlsm("train", "--resume", run)
+    assert answer.code == 2, answer.err
+    assert f"data.path: there is no '{tmp_path / 'gone'}' any more; write there where the data are now" in answer.error
+    (run / "config.yaml").write_text(text)
     assert vlsm("train", "--resume", run).code == 0
 
 

@@ -63,6 +63,11 @@ def test_all_errors_are_reported_at_once_a_line_each(tmp_path: Path) -> None:
     assert "did you mean 'log'?" in str(caught.value)
 
 
+def test_a_key_without_its_section_shows_it() -> None:
+    with pytest.raises(ConfigError, match=r"unknown key 'epochs': did you mean 'train\.epochs'"):
+        RunConfig.load(None, {"data.path": "x"}, ["epochs=1"])
+
+
 def test_an_unknown_adapter_or_setting_shows_the_nearest() -> None:
     with pytest.raises(ConfigError, match="unknown adapter 'dens': did you mean 'dense'"):
         RunConfig.load(None, {"data.path": "x", "adapter.method": "dens"})

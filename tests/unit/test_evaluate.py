@@ -112,6 +112,13 @@ def same(one: CaseScore, other: CaseScore) -> bool:
     return one.row() == other.row()
 
 
+def test_a_run_in_place_of_its_evaluation_names_it(tmp_path: Path) -> None:
+    (tmp_path / "run" / "evaluation" / "test-p1").mkdir(parents=True)
+    files.write_json(tmp_path / "run" / "evaluation" / "test-p1" / "summary.json", {})
+    with pytest.raises(UserError, match=r"run: not an evaluation, .*; give '.*run/evaluation/test-p1'$"):
+        EvaluationFolder(tmp_path / "run").summary()
+
+
 def test_data_of_one_name_keep_their_evaluations_apart(
     make_run: Callable[..., Path], data: Path, tmp_path: Path
 ) -> None:

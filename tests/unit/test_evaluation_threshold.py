@@ -182,5 +182,5 @@ def test_a_choice_on_a_handful_of_cases_is_said_to_be_chance(run: RunFolder) -> 
     console, warned = Console(quiet=True), []
     console.warn = warned.append  # type: ignore[method-assign]
     evaluate_run(run.path, calibrate=True, zero_shot=False, console=console)
-    said = "fewer than 10 validation cases is mostly chance: --threshold 0.9 scores with the one before"
+    said = "fewer than 10 validation cases is mostly chance: --threshold 0.9 predicts and scores with the one before"
     assert any(said in line for line in warned)

@@ -101,6 +101,10 @@ def _check_data(cells: Sequence[Cell], evaluation: Evaluation, facts: Facts) -> 
         cases = read[key]
         if cases is None:
             continue
+        levels = (key, cell.protocol, cell.config.data.level, cell.config.data.eval_level, cell.trains)
+        if levels not in asked:
+            asked.add(levels)
+            facts.problems += _without_level(cell, cases, evaluation)
         counts = Counter(str(record.split) for record in cases.all)
         facts.training[cell.data] = counts["train"]
         if cell.config.data.subset is not None:
@@ -117,10 +121,6 @@ def _check_data(cells: Sequence[Cell], evaluation: Evaluation, facts: Facts) -> 
                     "cases; leave one of them out, or restrict it by 'on' of the methods"
                 )
         facts.cases[cell.path] = counts
-        levels = (key, cell.protocol, cell.config.data.level, cell.config.data.eval_level, cell.trains)
-        if levels not in asked:
-            asked.add(levels)
-            facts.problems += _without_level(cell, cases, evaluation)
 
 
 def _exists(path: str | Path) -> bool:

@@ -207,9 +207,9 @@ class CellFolder:
         return (self.trained() or not trains) and self._described() and not self.pending(config, evaluation)
 
     def _described(self) -> bool:
-        """Whether ``cell.json`` can be read: the report takes the names from it."""
+        """Whether ``cell.json`` can be read and ``config.yaml`` is there: the report takes names and training from them."""
         try:
-            return bool(self.cell())
+            return bool(self.cell()) and self.run.config_file.is_file()
         except UserError:
             return False
 

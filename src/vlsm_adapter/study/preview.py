@@ -69,6 +69,16 @@ def room(plan: Plan, *, jobs: int | None, local: bool) -> tuple[int, str]:
     return count, f"{count} at once: {why}"
 
 
+def lacking(plan: Plan) -> str | None:
+    """What this machine has too little of for a run of the study, or None; Ray would start none here."""
+    asked = plan.study.resources.gpus or 0
+    wanted = (("cpus", plan.cpus, cores(), "cores"), ("gpus", asked, gpus(), "GPUs"))
+    short = [
+        f"resources.{key}: {want:g}, this machine has {have} {what}" for key, want, have, what in wanted if want > have
+    ]
+    return f"{'; '.join(short)}: lower it, or give the --address of a cluster" if short else None
+
+
 def _timer(plan: Plan) -> Probe:
     """Times a step of every method that has no finished run to go by."""
     known = {(cell.model, cell.method) for cell, _ in plan.estimator.done}

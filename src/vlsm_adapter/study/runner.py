@@ -29,7 +29,7 @@ from vlsm_adapter.study.folder import CellFolder, StudyFolder, best_validation
 from vlsm_adapter.study.grid import Cell
 from vlsm_adapter.study.plan import Plan, absolute, check, make_plan, settle, write_status
 from vlsm_adapter.study.precision import mixed_precision
-from vlsm_adapter.study.preview import preview, room
+from vlsm_adapter.study.preview import lacking, preview, room
 from vlsm_adapter.study.problems import told_together
 from vlsm_adapter.study.processes import Executor, LocalExecutor, Outcome
 from vlsm_adapter.study.ray_executor import need_ray, ray_missing
@@ -82,6 +82,8 @@ def compare(
             print(line)
         if not local and (why := ray_missing()):
             console.warn(why)
+        if not local and address is None and (less := lacking(plan)):
+            console.warn(less)
         if not _can_be_made(plan.folder.path):
             console.warn(f"{out}: cannot be written to; choose another --out")
         _warn_of_precision(plan, console)

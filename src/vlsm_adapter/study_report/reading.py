@@ -5,6 +5,7 @@ What cannot be read is left out with its reason and never stops the report: a st
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -82,6 +83,8 @@ def find_results(roots: Sequence[str | Path]) -> Found:
                 runs[folder] = Run(folder, _shown(folder, root))
             if "summary.json" in names:
                 evaluations.append(folder)
+            if {"study.yaml", "status.json"} <= set(names):
+                found.unfinished += [(_shown(run, root), "never begun") for run in _never_begun(folder)]
             found.small_files += [folder / name for name in names if name.endswith(SMALL_SUFFIX)]
         evaluated: set[Path] = set()
         for folder in evaluations:
@@ -109,6 +112,16 @@ def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
         parts = _NOT_LOOKED_INTO if {"config.yaml", "summary.json"} & set(names) else set()
         folders[:] = sorted(set(folders) - hidden - trials - parts)
         yield Path(place), sorted(names)
+
+
+def _never_begun(study: Path) -> list[Path]:
+    """Folders of the runs of a study that wait for their first start, by its ``status.json``."""
+    try:
+        rows = json.loads((study / "status.json").read_text(encoding="utf-8"))["runs"]
+        waiting = [study / str(row["path"]) for row in rows if row["state"] == "waiting"]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return []
+    return [run for run in waiting if not (run / "config.yaml").is_file()]
 
 
 def _is_report(file: Path) -> bool:
@@ -159,7 +172,10 @@ def _read_evaluation(path: Path, place: str, run: Run | None, problems: list[tup
     found: list[Result] = []
     if summary.get("trained_adapter"):
         if run is None:
-            raise UserError("its run folder is not there, so that its seed and training are not known")
+            raise UserError(
+                "config.yaml of its run is not there, so that its seed and training are not known; bring it back ('vlsm "
+                "compare' writes that of a study's run anew)"
+            )
         found.append(_trained(folder, place, run, cell, summary, common, heard))
     if "zero_shot" in summary and base.get("family") not in _UNTRAINED:
         size = run.config["model"].get("image_size") if run is not None else None

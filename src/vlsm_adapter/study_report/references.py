@@ -35,7 +35,9 @@ def check_reference(rows: Sequence[Row], wanted: str) -> None:
     """
     found = [row for row in rows if row.label == wanted] or [row for row in rows if row.name == wanted]
     if not found:
-        raise UserError(f"--reference '{wanted}': no such method; {nearest(wanted, (row.label for row in rows))}")
+        # Its name in the study is shorter to type than the label of the table; a run without a study has none.
+        known = dict.fromkeys(row.name or row.label for row in rows)
+        raise UserError(f"--reference '{wanted}': no such method; {nearest(wanted, known)}")
     if len(found) > 1:
         raise UserError(
             f"--reference '{wanted}' is {len(found)} rows: name one of them: {', '.join(row.label for row in found)}"

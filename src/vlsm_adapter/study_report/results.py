@@ -78,6 +78,7 @@ class Result:
         sensitivity: what the probes found, in short; see `reading`.
         machine: device, processor and versions, in words.
         examples: folder of pictures that the evaluation kept, or None; never part of the small form.
+        file: of the small form that it was read from, else empty; ``source`` is then where it was once.
     """
 
     source: str
@@ -109,6 +110,12 @@ class Result:
     sensitivity: Mapping[str, Any] | None = None
     machine: str = ""
     examples: Path | None = None
+    file: str = ""
+
+    @property
+    def place(self) -> str:
+        """Where it stands now, for messages."""
+        return self.file or self.source
 
     @property
     def identity(self) -> dict[str, Any]:

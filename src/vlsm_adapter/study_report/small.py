@@ -61,9 +61,9 @@ def distinct(results: Iterable[Result]) -> tuple[list[Result], list[str]]:
             if _fullness(result) > _fullness(before):
                 kept[result.key] = result
         elif result.is_zero_shot:
-            odd.append(f"{result.source} and {before.source}: {difference}")
+            odd.append(f"{result.place} and {before.place}: {difference}")
         else:
-            conflicts.append(f"{before.source} and {result.source} are both {result}, but {difference}")
+            conflicts.append(f"{before.place} and {result.place} are both {result}, but {difference}")
     merged = _with_known_precision(list(kept.values()), conflicts)
     by_cell: dict[tuple[Any, ...], Result] = {}
     for result in merged:
@@ -72,9 +72,7 @@ def distinct(results: Iterable[Result]) -> tuple[list[Result], list[str]]:
         cell = tuple(getattr(result, key) for key in _CELL)
         before = by_cell.setdefault(cell, result)
         if before is not result:
-            conflicts.append(
-                f"{before.source} and {result.source} are both {result}, but {_difference(before, result)}"
-            )
+            conflicts.append(f"{before.place} and {result.place} are both {result}, but {_difference(before, result)}")
     if conflicts:
         more = f"\nand {len(conflicts) - _TOLD} more such pairs" if len(conflicts) > _TOLD else ""
         raise UserError(
@@ -104,7 +102,7 @@ def _with_known_precision(results: Sequence[Result], conflicts: list[str]) -> li
         same = next((other for other in others if same_numbers(result, other) is None), None)
         if same is None:
             what = same_numbers(others[0], result)
-            conflicts.append(f"{others[0].source} and {result.source} are both {result}, but {what}")
+            conflicts.append(f"{others[0].place} and {result.place} are both {result}, but {what}")
         elif _fullness(result) > _fullness(same):
             fuller[same.key] = replace(result, recipe=same.recipe)
     return [fuller.get(result.key, result) for result in results if result.key not in joined]
@@ -168,7 +166,7 @@ def read_small(path: Path) -> Result:
             content = stream.read(_LARGEST + 1)
         if len(content) > _LARGEST:
             raise ValueError("larger than any result")
-        return from_json(json.loads(content), path.name)
+        return replace(from_json(json.loads(content), str(path)), file=str(path))
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError, IndexError) as error:
         if isinstance(error, UserError):
             raise

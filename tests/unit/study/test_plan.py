@@ -164,6 +164,33 @@ def test_a_study_that_goes_on_in_another_arithmetic_says_so(
     assert "write 'train: {precision: bf16-mixed}'" in warned[0]
 
 
+@pytest.mark.parametrize(
+    ("resources", "told"),
+    [
+        ({"cpus": 4096}, "resources.cpus: 4096, this machine has "),
+        ({"gpus": 99}, "resources.gpus: 99, this machine has "),
+        ({"cpus": 1}, None),
+    ],
+)
+def test_a_dry_run_sees_what_the_machine_lacks(
+    plan_of: Planned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resources: dict[str, int], told: str | None
+) -> None:
+    monkeypatch.setattr("vlsm_adapter.study.runner.preview", lambda *_, **__: [])
+    plan_of(resources=resources)
+    warned: list[str] = []
+    console = Console(quiet=True)
+    monkeypatch.setattr(console, "warn", warned.append)
+    compare(tmp_path / "study.yaml", tmp_path / "study", dry_run=True, console=console)
+    found = [line for line in warned if "resources." in line]
+    assert len(found) == (told is not None)
+    if told is not None:
+        assert told in found[0]
+        assert "--address" in found[0]
+    warned.clear()
+    compare(tmp_path / "study.yaml", tmp_path / "study", dry_run=True, address="auto", console=console)
+    assert not any("resources." in line for line in warned)
+
+
 @pytest.mark.parametrize("why", ["permission", "file", None])
 def test_a_dry_run_sees_a_folder_that_cannot_be_written(
     plan_of: Planned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str | None

@@ -115,6 +115,12 @@ def test_fractions_that_are_the_same_cases(wrong: Callable[..., list[str]], data
     ]
 
 
+def test_levels_are_told_beside_fractions(wrong: Callable[..., list[str]], data: str) -> None:
+    lines = wrong(data={"a": {"path": data}}, fractions=[1000], protocols={"x": {"level": "p8", "eval_level": "p1"}})
+    assert any("fractions, data.a" in line for line in lines), lines
+    assert any("p8" in line for line in lines), lines
+
+
 def test_a_path_that_no_disk_can_hold_is_not_there(wrong: Callable[..., list[str]]) -> None:
     (line,) = wrong(data={"a": {"path": "x" * 5000}})
     assert "is not there" in line
@@ -178,6 +184,10 @@ def test_damaged_files_of_a_run_are_written_anew(tmp_path: Path, data: str, base
     with (evaluation / "cases.csv").open(newline="") as handle:
         assert len(list(csv.reader(handle))) == len(lines)
     assert (run / "adapter" / "adapter_model.safetensors").read_bytes() == weights, "not trained again"
+
+    folder.run.config_file.unlink()
+    assert compare(file, out, local=True) == 0
+    assert folder.run.config_file.is_file()
 
     folder.resources_file.write_text(
         json.dumps({"train": {"finished": "yes", "seconds": "abc", "cases": -1}, "evaluate": 7})

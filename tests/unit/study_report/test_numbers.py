@@ -231,7 +231,7 @@ def test_groups_are_resampled_and_empty_masks_counted(fake: ModuleType, tmp_path
 
 def test_names_that_are_not_there(fake: ModuleType, tmp_path: Path) -> None:
     (table,) = tables_of(write(fake, tmp_path, {"dense": {1: [0.8, 0.7]}, "lora": {1: [0.5, 0.6]}}))
-    with pytest.raises(UserError, match="did you mean 'Dense'"):
+    with pytest.raises(UserError, match="did you mean 'dense'"):
         check_reference(table.rows, "Dens")
     with pytest.raises(UserError, match="--metric 'dise'"):
         check_metrics(["dise"])

@@ -78,7 +78,7 @@ def test_plain_runs_in_any_place_and_evaluations_outside_of_their_run(fake: Modu
     shutil.rmtree(two)
     found = find_results([tmp_path])
     assert [place for place, _ in found.problems] == [f"{tmp_path.name}/elsewhere"]
-    assert "run folder is not there" in found.problems[0][1]
+    assert "config.yaml of its run is not there" in found.problems[0][1]
 
 
 def test_evaluations_on_other_data_and_a_base_model_alone(fake: ModuleType, tmp_path: Path) -> None:
@@ -216,3 +216,18 @@ def test_what_is_not_a_number_stays_so(fake: ModuleType, tmp_path: Path) -> None
     values = find_results([tmp_path]).results[0].values["dice"]
     assert values[0] == 0.5
     assert np.isnan(values[1:]).all()
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"runs": 3}', '{"runs": [{"state": "waiting"}]}'])
+def test_runs_that_never_began_are_told(tmp_path: Path, content: str | None) -> None:
+    rows = [{"path": f"runs/a/s{number}", "state": "waiting" if number else "finished"} for number in range(3)]
+    (tmp_path / "study.yaml").write_text("")
+    (tmp_path / "status.json").write_text(json.dumps({"runs": rows}) if content is None else content)
+    (tmp_path / "runs/a/s2").mkdir(parents=True)
+    (tmp_path / "runs/a/s2/config.yaml").write_text("data: {path: x}")  # begun since
+    unfinished = find_results([tmp_path]).unfinished
+    begun = [entry for entry in unfinished if entry[1] != "never begun"]
+    assert len(begun) == 1
+    never = [place for place, state in unfinished if state == "never begun"]
+    assert len(never) == (content is None)
+    assert all(place.endswith("runs/a/s1") for place in never)

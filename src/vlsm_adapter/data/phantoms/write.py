@@ -112,7 +112,7 @@ def _split_counts(cases: int, splits: Sequence[float]) -> tuple[int, int, int]:
         raise ConfigError(f"splits {tuple(splits)}: give three fractions (train, val, test) >= 0 that sum to 1")
     wanted = sum(fraction > 0 for fraction in splits)
     if cases < wanted:
-        raise ConfigError(f"cases_per_modality {cases}: at least {wanted}, one for each split of {tuple(splits)}")
+        raise ConfigError(f"{cases} cases of each modality: at least {wanted}, one for each split of {tuple(splits)}")
     counts = [max(round(cases * fraction), 1) if fraction > 0 else 0 for fraction in splits]
     counts[int(np.argmax(counts))] += cases - sum(counts)  # rounding falls on the largest split
     return counts[0], counts[1], counts[2]
