@@ -17,6 +17,7 @@ from vlsm_adapter.errors import ConfigError, UserError, nearest
 from vlsm_adapter.evaluation_folder import EvaluationFolder, read_scores
 from vlsm_adapter.markdown import cell, code, interval, plural, table
 from vlsm_adapter.metrics import METRICS, compare_runs, summarise
+from vlsm_adapter.metrics.aggregate import FEWEST_RESAMPLED
 from vlsm_adapter.types import CaseScore
 
 PAIRS = ("first", "all")
@@ -309,6 +310,10 @@ def _how(result: Mapping[str, Any]) -> list[str]:
     if result["n_groups"] < 6:
         lines.append(
             f"With {result['n_groups']} {unit} no p-value can be below 0.05: there are too few ways to change their signs."
+        )
+    if 1 < result["n_groups"] < FEWEST_RESAMPLED:
+        lines.append(
+            f"With {result['n_groups']} {unit} to resample these intervals are too narrow: they need some tens."
         )
     return lines
 

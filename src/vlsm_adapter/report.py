@@ -16,6 +16,7 @@ from vlsm_adapter.errors import UserError
 from vlsm_adapter.evaluation_folder import EvaluationFolder
 from vlsm_adapter.leak_free import LeakFree, of_neighbours, of_probes
 from vlsm_adapter.markdown import cell, code, interval, plural, table
+from vlsm_adapter.metrics.aggregate import FEWEST_RESAMPLED
 from vlsm_adapter.sensitivity_report import sensitivity_section
 
 _NAMES = {"adapter": "adapter", "zero_shot": "zero-shot"}
@@ -25,9 +26,6 @@ _EMPTINESS = (
     ("missed", "prediction empty, truth not", "{best} 0; HD95 the image diagonal"),
     ("false_alarm", "truth empty, prediction not", "{best} 0; HD95 the image diagonal"),
 )
-# With fewer a percentile bootstrap of 95 % holds the mean in less than nine tenths of samples, with two in half of them
-# (simulated, scores of a beta distribution).
-_FEW = 10
 _RANKS = {"best": "Best", "median": "Median", "worst": "Worst"}
 
 
@@ -174,7 +172,7 @@ def _headline(summary: Mapping[str, Any], variants: Sequence[str], leak_free: Le
         f"Mean [{boot['confidence']:.0%} interval: percentile bootstrap, {boot['n_boot']} resamples of {unit}]. Logits are "
         f"enlarged to each image's own size before the threshold of {summary['threshold']:g}.",
     ]
-    if 1 < (few := summary[variants[0]]["n_groups"]) < _FEW:
+    if 1 < (few := summary[variants[0]]["n_groups"]) < FEWEST_RESAMPLED:
         lines += ["", f"**With {few} {unit} to resample these intervals are too narrow**: they need some tens."]
     if summary.get("precision", "fp32") != "fp32":
         lines += ["", f"The model answers in {summary['precision']}, not in float32."]

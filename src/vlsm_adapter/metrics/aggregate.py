@@ -20,6 +20,9 @@ from vlsm_adapter.metrics.base import METRICS
 from vlsm_adapter.types import CaseScore
 
 DEFAULT_RESAMPLES = 2000
+# With fewer cases or groups a percentile bootstrap of 95 % holds the mean in less than nine tenths of samples, with two in
+# half of them (simulated, scores of a beta distribution).
+FEWEST_RESAMPLED = 10
 _EMPTINESS = ("none", "both", "missed", "false_alarm")
 # Drawn indices held in memory at a time (8 bytes each).
 _CHUNK = 2_000_000

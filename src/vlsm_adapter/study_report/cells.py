@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlsm_adapter.metrics import METRICS
+from vlsm_adapter.metrics.aggregate import FEWEST_RESAMPLED
 from vlsm_adapter.study_report.naming import display_name
 from vlsm_adapter.study_report.numbers import SIGNIFICANT, Number, TableNumbers, displayed
 from vlsm_adapter.study_report.results import OWN_SUBSET, SUBSET_SEED, Case
@@ -233,7 +234,12 @@ def sizes(found: TableNumbers) -> str:
             if (counts := cases_of_training(found, data, name))
         ]
         parts.append(f"{data} {len(found.table.cases[data])}" + (f" ({', '.join(told)})" if told else ""))
-    return "Cases: " + "; ".join(parts) + "."
+    text = "Cases: " + "; ".join(parts) + "."
+    if few := [data for data in found.table.data if 1 < _units(found.table.cases[data]) < FEWEST_RESAMPLED]:
+        text += (
+            f" Intervals over cases of {', '.join(few)} are too narrow: with fewer than {FEWEST_RESAMPLED} to resample."
+        )
+    return text
 
 
 def cases_of_training(found: TableNumbers, data: str, name: str) -> list[int]:
