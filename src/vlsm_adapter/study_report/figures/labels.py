@@ -34,6 +34,15 @@ class Box:
         """Area outside ``frame``."""
         return (self.right - self.left) * (self.top - self.bottom) - self.overlap(frame)
 
+    def moved_into(self, frame: Box) -> Box:
+        """Of the same size inside ``frame``, at its edge where it was outside; as it is along a side where it is too long."""
+        right, up = 0.0, 0.0
+        if self.right - self.left <= frame.right - frame.left:
+            right = max(frame.left - self.left, 0.0) + min(frame.right - self.right, 0.0)
+        if self.top - self.bottom <= frame.top - frame.bottom:
+            up = max(frame.bottom - self.bottom, 0.0) + min(frame.top - self.top, 0.0)
+        return Box(self.left + right, self.bottom + up, self.right + right, self.top + up)
+
     def grown(self, by: float) -> Box:
         """Larger on every side."""
         return Box(self.left - by, self.bottom - by, self.right + by, self.top + by)
@@ -78,7 +87,8 @@ def place_labels(
     for index, (point, size) in enumerate(zip(points, sizes, strict=True)):
         places = [
             (alone(index, number, box, distance), box)
-            for number, (box, distance) in enumerate(_places(point, size, gap))
+            for number, (out, distance) in enumerate(_places(point, size, gap))
+            if (box := out.moved_into(frame))
         ]
         options.append(sorted(places, key=lambda place: place[0]))
 

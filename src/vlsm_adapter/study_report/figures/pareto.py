@@ -206,8 +206,9 @@ def _label(axis: Axes, points: Sequence[Point], looks: Mapping[RowKey, Look]) ->
     figure: Any = axis.figure
     scale, renderer = 72 / figure.dpi, figure.canvas.get_renderer()
     window = axis.get_window_extent()
-    # A label may reach a little beyond the axes, never beyond the page.
-    right = min(window.x1 * scale + 10, 72 * float(figure.get_size_inches()[0]) - 1)
+    # A label may reach a little beyond the axes, never beyond the page or into a panel beside it.
+    alone = len(figure.axes) == 1
+    right = min(window.x1 * scale + (10 if alone else 1), 72 * float(figure.get_size_inches()[0]) - 1)
     frame = Box(window.x0 * scale + 1, window.y0 * scale + 1, right, window.y1 * scale + 2)
     places = [
         tuple(scale * float(v) for v in axis.transData.transform((p.parameters, y)))
@@ -215,7 +216,8 @@ def _label(axis: Axes, points: Sequence[Point], looks: Mapping[RowKey, Look]) ->
     ]
     texts = [axis.text(p.parameters, y, name, fontsize=6) for p, y, name in zip(sized, heights, names, strict=True)]
     boxes = [text.get_window_extent(renderer) for text in texts]
-    sizes = [(box.width * scale, box.height * scale) for box in boxes]
+    # Letters are a little wider where they are drawn finer than they are measured here.
+    sizes = [(1.04 * box.width * scale, box.height * scale) for box in boxes]
     for text in texts:
         text.remove()
     bars = []
