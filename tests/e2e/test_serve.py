@@ -202,7 +202,7 @@ def test_a_warning_where_all_may_reach_it(serve: Callable[..., Server]) -> None:
         (["{served}", "--host", "no.such.name.invalid"], "no such address"),
         (["{served}", "--corrections", "{served}"], "holds no corrections"),
         (["{served}", "--model", "{empty}"], "config.json"),
-        (["{served}", "--queue", "0"], "above 0"),
+        (["{served}", "--queue", "0"], "'--queue': Input should be greater than or equal to 1"),
     ],
 )
 def test_bad_starts(vlsm: Callable, served: Path, tmp_path: Path, options: list[str], words: str) -> None:

@@ -78,7 +78,7 @@ def test_evaluations_are_reported_as_before_and_wrong_options_refused(vlsm: Call
     for wrong, says in (
         (("report", one, "--reference", "dense"), "are for a study"),
         (("report", runs, "--pairs", "all"), "--reference"),
-        (("report", runs, "--reference", "dense"), "allowed: Decoder only, Shallow, Zero-shot"),
+        (("report", runs, "--reference", "dense"), "allowed: decoder_only, shallow, zero_shot"),
         (("report", runs, "--metric", "dise"), "did you mean 'dice'"),
         (("report", runs / "none"), "none: is not there; give a study"),
     ):
