@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from vlsm_adapter.study.folder import CellFolder
 
 #: Environment variable with the id of the process that started a run's.
 PARENT = "VLSM_STUDY_PARENT"
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _POLL_SECONDS = 0.1
 
 
@@ -49,17 +52,19 @@ class Executor(Protocol):
         """Let go of everything; runs that go on notice, save their state and stop."""
 
 
-def start(run: Path, stop_file: Path, threads: int) -> subprocess.Popen[bytes]:
+def start(run: Path, stop_file: Path, threads: int, gpus: Sequence[str] | None = None) -> subprocess.Popen[bytes]:
     """Start the process of ``run``; what it prints goes to its ``output.txt``.
 
     Args:
         stop_file: the process stops, its state saved, when this file appears.
         threads: of the numerical libraries.
+        gpus: names of those that it may use, in the form of ``CUDA_VISIBLE_DEVICES``; by default what this process may.
     """
     environment = {
         **os.environ,
         **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)),
         PARENT: str(os.getpid()),
+        **({} if gpus is None else {_VISIBLE: ",".join(gpus)}),
     }
     command = [sys.executable, "-m", "vlsm_adapter.study.cell", str(run), "--stop", str(stop_file)]
     with CellFolder(run).output_file.open("ab") as output:
@@ -111,16 +116,34 @@ class LocalExecutor:
     Args:
         jobs: runs at once.
         stop_file, threads: as in :func:`start`.
+        gpus: of one run, as ``resources.gpus`` of a study: parts of one or whole ones, 0 for none; ``None`` is ``devices``.
+        devices: processes of one run.
+        there: GPUs that this process may use; runs are spread over them, the least used first.
     """
 
-    def __init__(self, jobs: int, stop_file: Path, threads: int) -> None:
+    def __init__(
+        self,
+        jobs: int,
+        stop_file: Path,
+        threads: int,
+        *,
+        gpus: float | None = None,
+        devices: int = 1,
+        there: int = 0,
+    ) -> None:
         self.capacity = jobs
         self._stop_file = stop_file
         self._threads = threads
+        self._each = math.ceil(devices if gpus is None else gpus)
+        self._gpus = _visible(there)
         self._running: dict[Path, subprocess.Popen[bytes]] = {}
+        self._held: dict[Path, Sequence[str]] = {}
 
     def submit(self, run: Path) -> None:
-        self._running[run] = start(run, self._stop_file, self._threads)
+        used = Counter(name for names in self._held.values() for name in names)
+        given = sorted(self._gpus, key=lambda name: used[name])[: self._each]
+        self._held[run] = [name for name in self._gpus if name in given]
+        self._running[run] = start(run, self._stop_file, self._threads, self._held[run] if self._gpus else None)
 
     def wait(self, seconds: float) -> list[tuple[Path, Outcome]]:
         deadline = time.monotonic() + seconds
@@ -128,7 +151,7 @@ class LocalExecutor:
             codes = {run: process.poll() for run, process in self._running.items()}
             ended = [(run, outcome_of(run, code)) for run, code in codes.items() if code is not None]
             for run, _ in ended:
-                del self._running[run]
+                del self._running[run], self._held[run]
             if ended or time.monotonic() >= deadline:
                 return ended
             time.sleep(_POLL_SECONDS)
@@ -137,6 +160,12 @@ class LocalExecutor:
         for process in self._running.values():
             with contextlib.suppress(OSError):
                 process.terminate()
+
+
+def _visible(count: int) -> list[str]:
+    """Names of the ``count`` GPUs that this process may use."""
+    names = [name.strip() for name in os.environ.get(_VISIBLE, "").split(",") if name.strip()]
+    return names[:count] if len(names) >= count else [str(number) for number in range(count)]
 
 
 def _last_line(file: Path) -> str:

@@ -24,7 +24,7 @@ from vlsm_adapter.evaluation_folder import EvaluationFolder
 from vlsm_adapter.interrupt import Interrupted, StopSignal
 from vlsm_adapter.study.config import StudyProblems
 from vlsm_adapter.study.drive import Task, drive
-from vlsm_adapter.study.estimate import free_memory_gb, side_by_side, spell
+from vlsm_adapter.study.estimate import free_memory_gb, gpus, side_by_side, spell
 from vlsm_adapter.study.folder import CellFolder, StudyFolder, best_validation
 from vlsm_adapter.study.grid import Cell
 from vlsm_adapter.study.plan import Plan, absolute, check, make_plan, settle, write_status
@@ -188,7 +188,14 @@ def _executor(plan: Plan, jobs: int | None, address: str | None, local: bool, co
     at_once, why = room(plan, jobs=jobs, local=local)
     if local:
         console.say(f"without Ray, {why}")
-        return LocalExecutor(at_once, stop_file, plan.threads)
+        return LocalExecutor(
+            at_once,
+            stop_file,
+            plan.threads,
+            gpus=plan.study.resources.gpus,
+            devices=plan.devices,
+            there=gpus(),
+        )
     from vlsm_adapter.study.ray_executor import RayExecutor
 
     gb, source = plan.memory_gb()

@@ -218,7 +218,8 @@ def test_local_processes_run_side_by_side(tmp_path: Path, monkeypatch: pytest.Mo
 
     codes = {"good": "0", "bad": "3", "killed": "__import__('os').kill(__import__('os').getpid(), 9)"}
 
-    def start(run: Path, stop_file: Path, threads: int) -> subprocess.Popen[bytes]:
+    def start(run: Path, stop_file: Path, threads: int, gpus: object) -> subprocess.Popen[bytes]:
+        assert gpus is None
         return subprocess.Popen([sys.executable, "-S", "-c", f"raise SystemExit({codes[run.name]})"])
 
     monkeypatch.setattr(processes, "start", start)
@@ -235,3 +236,48 @@ def test_local_processes_run_side_by_side(tmp_path: Path, monkeypatch: pytest.Mo
     assert CellFolder(tmp_path / "killed").status().state == "killed"
     assert executor.wait(0.01) == []
     executor.close()
+
+
+@pytest.mark.parametrize(
+    ("visible", "asked", "devices", "given"),
+    [
+        (None, None, 1, ["0", "1", "0", "1"]),
+        (None, 0.5, 1, ["0", "1", "0", "1"]),
+        (None, None, 2, ["0,1", "0,1", "0,1", "0,1"]),
+        (None, 0, 1, ["", "", "", ""]),
+        ("3,GPU-5f", None, 1, ["3", "GPU-5f", "3", "GPU-5f"]),
+    ],
+)
+def test_local_processes_are_spread_over_the_gpus(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    visible: str | None,
+    asked: float | None,
+    devices: int,
+    given: list[str],
+) -> None:
+    """Two runs at once on a machine with two GPUs do not share one of them; ``resources.gpus: 0`` keeps them off both."""
+    import subprocess
+
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    else:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    code = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
+    popen = subprocess.Popen
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda command, **options: popen([sys.executable, "-S", "-c", code], **options)
+    )
+    executor = LocalExecutor(2, tmp_path / ".stop", 1, gpus=asked, devices=devices, there=2)
+    said = []
+    for pair in ("ab", "cd"):  # the second two have the places of the first two
+        for name in pair:
+            (tmp_path / name).mkdir()
+            executor.submit(tmp_path / name)
+        ended = 0
+        for _ in range(100):
+            ended += len(executor.wait(0.2))
+            if ended == 2:
+                break
+        said += [CellFolder(tmp_path / name).output_file.read_text().strip() for name in pair]
+    assert said == given
