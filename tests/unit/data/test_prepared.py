@@ -148,6 +148,15 @@ def test_divided_groups_are_a_warning(raw: Path, tmp_path: Path) -> None:
     assert "g1" in warning
 
 
+def test_one_group_of_all_images_is_a_warning(raw: Path, tmp_path: Path) -> None:
+    """As too wide a --group-by makes it: nothing of such a set can be kept for testing."""
+    one = [replace(case, group="pat", split=None) for case in cases(raw)]
+    (warning,) = write_prepared(iter(one), tmp_path / "one", about=ABOUT).warnings
+    assert warning.endswith("images are one group, 'pat': no split can divide them")
+    two = [replace(case, group=f"pat{number % 2}") for number, case in enumerate(one)]
+    assert not write_prepared(iter(two), tmp_path / "two", about=ABOUT).warnings
+
+
 def test_warnings_may_grow_while_cases_are_made(raw: Path, tmp_path: Path) -> None:
     said: list[str] = []
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vlsm_adapter.data.entries import shown
 from vlsm_adapter.data.prepared.card import About, Summary, card, facts
 from vlsm_adapter.data.prepared.cases import RawCase
 from vlsm_adapter.data.prepared.files import Stored, Writer
@@ -127,6 +128,7 @@ def _write(
         said.append(
             f"{about.name}: {len(divided)} group(s) stand in more than one split, so that scores flatter; the first is {divided[0]}"
         )
+    said += _one_group(about.name, rows)
     splits = Counter(row.get("split") or "unassigned" for row in rows)
     summary = Summary(
         out=str(root),
@@ -151,6 +153,14 @@ def _write(
     write_text(root / _RECORDS, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
     (root / PARTIAL).unlink(missing_ok=True)
     return summary
+
+
+def _one_group(name: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A warning where one group, such as too wide a pattern finds in file names, holds all images."""
+    images, groups = {row["image"] for row in rows}, {row.get("group") for row in rows}
+    if len(images) < 3 or len(groups) > 1 or None in groups or any("split" in row for row in rows):
+        return []
+    return [f"{name}: all {len(images)} images are one group, {shown(groups.pop())}: no split can divide them"]
 
 
 def _in_order(
