@@ -181,7 +181,7 @@ def read_dataset(path: Path, tags: list[str] | None = None) -> Any:
             raise DataError(f"{path}: is empty (0 bytes): fetch the file again")
         marked = is_dicom(path)
         if marked:
-            _check_deflated(path)
+            inflated_bytes(path)
         elif path.suffix.lower() not in ENDINGS:
             raise DataError(f"{path}: is not DICOM (no DICM mark): check the file")
         found = library.dcmread(path, stop_before_pixels=True, specific_tags=tags, force=not marked)
@@ -358,22 +358,32 @@ def _check_dimensions(path: Path, rows: int, columns: int, count: int) -> None:
         raise DataError(f"{path}: says it has {count} frames, more than its size allows: damaged; fetch the file again")
 
 
-def _check_deflated(path: Path) -> None:
-    """Refuse a file whose deflated data set is out of proportion, before it is inflated in one piece."""
-    from pydicom.filereader import read_file_meta_info
+def inflated_bytes(path: Path, most: int | None = None) -> int:
+    """How large the data set of a deflated file is, found without holding it; 0 where the file is not deflated.
 
-    meta = read_file_meta_info(path)
-    if meta.get("TransferSyntaxUID") != _DEFLATED:
-        return
-    start = 144 + int(meta.get("FileMetaInformationGroupLength", 0))
-    inflater, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
-    with path.open("rb") as stream:
-        stream.seek(start)
-        while chunk := stream.read(1 << 16):
-            while chunk:
-                total += len(inflater.decompress(chunk, 1 << 22))
-                chunk = inflater.unconsumed_tail
-                if total > MAX_INFLATED:
-                    raise DataError(
-                        f"{path}: inflates to more than {MAX_INFLATED} bytes: not read; decompress it yourself"
-                    )
+    Args:
+        path: a file with the mark of DICOM.
+        most: bytes, :data:`MAX_INFLATED` by default; pydicom inflates in one piece.
+
+    Raises:
+        DataError: more than ``most``, or damaged.
+        ConfigError: pydicom is not installed.
+    """
+    library = pydicom()
+    most = MAX_INFLATED if most is None else most
+    with readable(path):
+        meta = library.filereader.read_file_meta_info(path)
+        if meta.get("TransferSyntaxUID") != _DEFLATED:
+            return 0
+        start = 144 + int(meta.get("FileMetaInformationGroupLength", 0))
+        inflater, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        with path.open("rb") as stream:
+            stream.seek(start)
+            # What follows the end, a byte that makes the length even (PS3.5 section A.5), stays "unconsumed" for ever.
+            while not inflater.eof and (chunk := stream.read(1 << 16)):
+                while chunk and not inflater.eof:
+                    total += len(inflater.decompress(chunk, 1 << 22))
+                    chunk = inflater.unconsumed_tail
+                    if total > most:
+                        raise DataError(f"{path}: inflates to more than {most} bytes: not read; decompress it yourself")
+        return total

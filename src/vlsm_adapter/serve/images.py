@@ -170,12 +170,15 @@ class Images:
         self.pictures.drop(lambda _: True)
 
     def _read_files(self, image_id: str, content: bytes, name: str) -> Upload:
+        from vlsm_adapter.imaging.dicom_headers import inflated_bytes, is_dicom
         from vlsm_adapter.imaging.inputs import find_stacks
 
         settings = self._settings
         folder = self._scratch.folder()
         try:
             path = self._scratch.write(folder, _plain_name(content, name), content)
+            # The reader of a deflated file holds all of it unpacked, which may be a thousand times what was sent.
+            inflated = inflated_bytes(path, self.uploads.most_bytes) if is_dicom(path) else 0
             found = find_stacks([path])
             if not found.stacks:
                 reason = found.failures[0].reason if found.failures else "holds no picture"
@@ -194,7 +197,7 @@ class Images:
                 raise Refused(
                     413, f"{name}: {stack.count} frames; at most {settings.most_frames} are read", field="file"
                 )
-            size_bytes = len(content) + stack.resident_bytes()
+            size_bytes = len(content) + inflated + stack.resident_bytes()
             if size_bytes > self.uploads.most_bytes:  # before it is decoded
                 raise self._too_large(name, size_bytes)
             stack.picture(0)  # now, not when somebody looks at it: a file that cannot be decoded is refused

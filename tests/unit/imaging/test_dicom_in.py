@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import zlib
 from pathlib import Path
@@ -399,6 +400,43 @@ def test_a_deflated_bomb(tmp_path: Path, grey: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(dicom_headers, "MAX_INFLATED", 1 << 20)
     with pytest.raises(DataError, match="inflates to more than"):
         read_header(tmp_path / "bomb.dcm")
+
+
+@pytest.mark.parametrize("behind", [b"", b"\0", bytes(70_000)], ids=["nothing", "the byte that makes it even", "much"])
+def test_what_follows_deflated_data_is_passed_over(
+    tmp_path: Path, grey: Path, behind: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = pydicom.dcmread(grey)
+    found.NumberOfFrames, found.Rows, found.Columns = 3, 2048, 2048
+    found.PixelData = bytes(3 * 2048 * 2048 * found.BitsAllocated // 8)
+    found.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    path = tmp_path / "deflated.dcm"
+    found.save_as(path)
+    meta = pydicom.filereader.read_file_meta_info(path)
+    start = 144 + meta.FileMetaInformationGroupLength
+    whole = path.read_bytes()
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    inflated = len(inflater.decompress(whole[start:]))
+    path.write_bytes(whole[: len(whole) - len(inflater.unused_data)] + behind)
+    calls = itertools.count()
+    real = zlib.decompressobj
+
+    def counted(wbits: int) -> Any:
+        made = real(wbits)
+
+        class Counted:
+            eof = property(lambda _: made.eof)
+            unconsumed_tail = property(lambda _: made.unconsumed_tail)
+
+            def decompress(self, data: bytes, most: int) -> bytes:
+                assert next(calls) < 1000, "goes on for ever"
+                return made.decompress(data, most)
+
+        return Counted()
+
+    monkeypatch.setattr(dicom_headers.zlib, "decompressobj", counted)
+    assert dicom_headers.inflated_bytes(path) == inflated
+    assert read_header(path).size == (2048, 2048)
 
 
 def test_random_damage_never_escapes(tmp_path: Path, dicom_sources: ModuleType) -> None:

@@ -182,6 +182,30 @@ def test_dicom(images: Images) -> None:
     assert refused.status == 422
 
 
+@needs_memory_folder
+def test_deflated_dicom_counts_unpacked(images: Images) -> None:
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.data import get_testdata_file
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    def deflated(frames: int) -> bytes:
+        found = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+        found.NumberOfFrames, found.PixelData = frames, bytes(frames * 128 * 128 * 2)
+        found.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+        stream = io.BytesIO()
+        found.save_as(stream)
+        return stream.getvalue()
+
+    images._settings = ServeSettings(Path())
+    images.uploads.most_bytes = 200_000
+    content = deflated(3)
+    assert len(content) < 10_000
+    assert images.add(content, "small.dcm").size_bytes > 3 * 128 * 128 * 2
+    refused = refusal(images, deflated(20), "bomb.dcm")
+    assert (refused.status, refused.field) == (413, "file")
+    assert "bomb.dcm: inflates to more than 200000 bytes" in refused.message
+
+
 @pytest.mark.parametrize(
     ("name", "clean"),
     [
