@@ -95,7 +95,7 @@ def framewise(
 
 
 def _planes(sources: list[Any], frames: Sequence[tuple[int, int]], gap: float | None) -> list[dict[str, Any]] | None:
-    """Position, orientation and spacing of each picture; None unless all have them in one frame of reference."""
+    """Position, orientation and spacing of each picture; None unless all have their own in one frame of reference."""
     from pydicom import Dataset
     from pydicom.valuerep import DSfloat
 
@@ -112,6 +112,8 @@ def _planes(sources: list[Any], frames: Sequence[tuple[int, int]], gap: float | 
         source, of_frame = sources[file], {}
         for name, keywords in wanted.items():
             item = functional_group(source, frame - 1, name)
+            if item is None and name == "PlanePositionSequence" and int(source.get("NumberOfFrames") or 1) > 1:
+                return None  # a place that the file states once is not that of each of its frames
             holder = item if item is not None else source
             if any(not holder.get(keyword) for keyword in keywords):
                 return None

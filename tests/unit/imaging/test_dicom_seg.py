@@ -168,6 +168,24 @@ def test_pictures_of_one_place_in_one_stack(dicom_sources: ModuleType, tmp_path:
     _check_places(seg, stack)
 
 
+def test_a_place_stated_once_is_not_that_of_every_frame(dicom_sources: ModuleType, tmp_path: Path) -> None:
+    """A nuclear medicine volume whose header has one position and no functional groups: all masks would lie in one plane."""
+    found = dicom_sources.common("1.2.840.10008.5.1.4.1.1.20", "NM", (9, 14))
+    found.FrameOfReferenceUID, found.NumberOfFrames = pydicom.uid.generate_uid(), 4
+    found.ImagePositionPatient, found.ImageOrientationPatient = [1, 2, 3], [1, 0, 0, 0, 1, 0]
+    found.PixelSpacing, found.SpacingBetweenSlices = [2, 2], 3
+    dicom_sources.grey(found, np.arange(4 * 9 * 14).reshape(4, 9, 14))
+    stack = stack_of([dicom_sources.save(found, tmp_path / "in" / "nm.dcm")])
+    for kind in ("overlapping", "empty", "probabilities"):
+        values = masks_for(kind, stack)
+        write_segmentation(tmp_path / "m.dcm", stack, PROMPTS, lambda number, index, v=values: v[number, index])  # type: ignore[misc]
+        seg = hd.seg.segread(tmp_path / "m.dcm")
+        expected = np.rint(values * 255) if kind == "probabilities" else values
+        assert np.abs(read_back(seg, stack).astype(int) - expected.astype(int)).max() <= (kind == "probabilities")
+        assert "FrameOfReferenceUID" not in seg
+        assert not any("PlanePositionSequence" in group for group in seg.PerFrameFunctionalGroupsSequence)
+
+
 def test_what_the_file_says_of_itself(dicom_sources: ModuleType, tmp_path: Path) -> None:
     stack = stack_of(dicom_sources.slices(tmp_path / "in"))
     write_segmentation(tmp_path / "m.dcm", stack, PROMPTS, lambda number, index: np.ones(stack.size, bool), PROVENANCE)
