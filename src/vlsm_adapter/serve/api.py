@@ -135,7 +135,7 @@ def _add_questions(app: FastAPI, service: Service) -> None:
             raise Refused(
                 422, "no prompt: say what to segment in the field 'prompt', once or several times", field="prompt"
             )
-        _check_prompts(service, [prompt for _ in form.adapters for prompt in form.prompts])
+        _check_prompts(service, [prompt for _ in form.adapters for prompt in form.prompts], "prompt")
         image = await service.upload(form.content, form.name)
         queries = [Asked(prompt, adapter, form.threshold) for adapter in form.adapters for prompt in form.prompts]
         content = await service.segment(str(image["image_id"]), form.frame, queries, form.form)
@@ -151,7 +151,9 @@ def _add_masks(app: FastAPI, service: Service) -> None:
     )
     async def make_file(body: schema.DownloadRequest) -> Response:
         """Make masks into a file: PNG (several: a ZIP of them), NIfTI, or DICOM SEG of a DICOM upload."""
-        _check_prompts(service, [mask.prompt for mask in body.masks])
+        # A mask for each frame of a volume is one structure, whose prompt is asked once.
+        structures = {(mask.prompt, mask.adapter) for mask in body.masks}
+        _check_prompts(service, [mask.prompt for mask in body.masks], "masks[{}].prompt", count=len(structures))
         masks = [
             Wanted(mask.prompt, mask.png, body.frame if mask.frame is None else mask.frame, mask.adapter)
             for mask in body.masks
@@ -163,7 +165,7 @@ def _add_masks(app: FastAPI, service: Service) -> None:
     @app.post("/v1/corrections", tags=["masks"])
     async def correct(body: schema.CorrectionRequest) -> schema.Saved:
         """Save a corrected mask, to train on; one of the same picture and prompt takes the place of the one before."""
-        _check_prompts(service, [body.prompt])
+        _check_prompts(service, [body.prompt], "prompt")
         return schema.Saved(**await service.correct(body.image_id, body.frame, body.prompt, body.adapter, body.png))
 
 
@@ -228,16 +230,22 @@ def _add_pages(app: FastAPI) -> None:
         return Response(STYLE, media_type="text/css")
 
 
-def _check_prompts(service: Service, prompts: Sequence[str]) -> None:
+def _check_prompts(
+    service: Service, prompts: Sequence[str], field: str = "queries[{}].prompt", *, count: int | None = None
+) -> None:
+    """Hold ``prompts``, which stand in ``field`` of the request, to the limits; ``count`` where not each of them counts."""
     settings = service.settings
-    if len(prompts) > settings.most_prompts:
-        raise Refused(422, f"{len(prompts)} prompts; at most {settings.most_prompts} per request", field="queries")
+    count = len(prompts) if count is None else count
+    if count > settings.most_prompts:
+        raise Refused(
+            422, f"{count} prompts; at most {settings.most_prompts} per request", field=field.partition("[")[0]
+        )
     for number, prompt in enumerate(prompts):
         if len(prompt) > settings.most_prompt_characters:
             raise Refused(
                 422,
                 f"a prompt of {len(prompt)} characters; at most {settings.most_prompt_characters}",
-                field=f"queries[{number}].prompt",
+                field=field.format(number),
             )
 
 

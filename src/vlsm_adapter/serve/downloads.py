@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vlsm_adapter.data.volumes import MAX_VOXELS
 from vlsm_adapter.errors import UserError
 from vlsm_adapter.output_names import prompt_slug
 from vlsm_adapter.serve.answers import mask_of, png
@@ -57,7 +58,8 @@ async def download(service: Service, image_id: str, masks: Sequence[Wanted], for
     """Make ``masks`` into one file of ``form``: ``png``, ``nifti`` or ``seg``; several of them into a ZIP of files.
 
     Raises:
-        Refused: 404 the image is not held; 422 a mask, or this form for this kind of image, cannot be used.
+        Refused: 404 the image is not held; 413 it is too large for this form; 422 a mask, or this form for this kind of
+            image, cannot be used.
     """
     upload = service.images.require(image_id)
     for wanted in masks:
@@ -65,6 +67,13 @@ async def download(service: Service, image_id: str, masks: Sequence[Wanted], for
     layers = _layers(masks)
     if form == "seg" and upload.kind != "dicom":
         raise Refused(422, f"DICOM SEG refers to a DICOM source, this is a {upload.kind}: choose nifti", field="format")
+    height, width = upload.size
+    if form != "png" and upload.count * height * width > MAX_VOXELS:  # which are in memory together
+        raise Refused(
+            413,
+            f"{upload.count} x {height} x {width} pixels; at most {MAX_VOXELS} in one file: choose png",
+            field="format",
+        )
     make = _pngs if form == "png" else _with_imaging
     return await service.in_pool(lambda: make(service, upload, layers, form))
 

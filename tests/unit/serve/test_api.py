@@ -487,6 +487,37 @@ def test_downloads(serving: Callable, picture: np.ndarray) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs /dev/shm")
+def test_a_volume_of_more_slices_than_prompts_are_allowed(serving: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mask on each of its slices, as the page sends them for all frames, is one prompt."""
+    nibabel = pytest.importorskip("nibabel")
+    import gzip
+    import zipfile
+
+    values = np.random.default_rng(0).random((6, 5, 9)).astype(np.float32)
+    content = nibabel.Nifti1Image(values, np.eye(4)).to_bytes()
+
+    async def call(http: httpx.AsyncClient, _: Service) -> None:
+        held = (await http.post("/v1/images", files={"file": ("ct.nii", content)})).json()
+        full = png_text(np.full((5, 6), 255, np.uint8))
+        masks = [{"prompt": text, "png": full, "frame": frame} for text in ("liver", "lung") for frame in range(9)]
+        body = {"image_id": held["image_id"], "masks": masks[:9], "format": "nifti"}
+        answer = await http.post("/v1/download", json=body)
+        assert answer.status_code == 200, answer.text
+        volume = nibabel.Nifti1Image.from_bytes(gzip.decompress(answer.content))
+        assert int(np.asarray(volume.dataobj).astype(bool).sum()) == values.size
+        answer = await http.post("/v1/download", json={**body, "masks": masks, "format": "png"})
+        assert len(zipfile.ZipFile(io.BytesIO(answer.content)).namelist()) == 18
+        third = [*masks, {**masks[0], "prompt": "heart"}]
+        refused(await http.post("/v1/download", json={**body, "masks": third}), 422, "3 prompts; at most 2", "masks")
+        long = [*masks, {**masks[0], "prompt": "liver " * 100}]
+        refused(await http.post("/v1/download", json={**body, "masks": long[-2:]}), 422, "599", "masks[1].prompt")
+        monkeypatch.setattr("vlsm_adapter.serve.downloads.MAX_VOXELS", 269)
+        refused(await http.post("/v1/download", json=body), 413, "at most 269", "format")
+
+    run(call, serving, most_prompts=2)
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs /dev/shm")
 def test_a_dicom_file_is_answered_in_kind(serving: Callable) -> None:
     pydicom = pytest.importorskip("pydicom")
     pytest.importorskip("highdicom")
