@@ -69,7 +69,7 @@ def mask_of(text: str, size: tuple[int, int], field: str) -> np.ndarray:
     """A client's mask, bool (H, W), from base64 of a PNG: foreground is above 127.
 
     Raises:
-        Refused: 422, not base64, not a PNG, or of another size than the picture.
+        Refused: 422, not base64, not a PNG of at most 8 bits, or of another size than the picture.
     """
     try:
         content = base64.b64decode(text.removeprefix("data:image/png;base64,"), validate=True)
@@ -77,6 +77,8 @@ def mask_of(text: str, size: tuple[int, int], field: str) -> np.ndarray:
         raise Refused(422, "the mask is not base64: send a PNG in base64", field=field) from None
     if not content.startswith(b"\x89PNG\r\n\x1a\n"):
         raise Refused(422, "the mask is not a PNG: send an 8-bit grey PNG in base64", field=field)
+    if content[24:25] == b"\x10":  # bits of a sample: they would be windowed, and a full mask be shown as an empty one
+        raise Refused(422, "the mask has 16 bits a sample: send an 8-bit grey PNG", field=field)
     height, width = size
     try:
         # Anything of another size is refused by its header, before its pixels are decoded.

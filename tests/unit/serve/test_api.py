@@ -457,6 +457,7 @@ def test_pictures_and_forgetting(serving: Callable, picture: np.ndarray) -> None
 def test_downloads(serving: Callable, picture: np.ndarray) -> None:
     mask = np.zeros((40, 56), np.uint8)
     mask[5:20, 10:30] = 255
+    deep = np.full(mask.shape, 65535, np.uint16)  # windowed to 8 bits, it would be an empty mask
 
     async def call(http: httpx.AsyncClient, _: Service) -> None:
         image = await upload(http, picture)
@@ -479,7 +480,13 @@ def test_downloads(serving: Callable, picture: np.ndarray) -> None:
         twice = {**body, "masks": body["masks"] * 3}
         refused(await http.post("/v1/download", json=twice), 422, "twice")
         refused(await http.post("/v1/download", json={**body, "masks": body["masks"][:1] * 2}), 422, "twice")
-        for text in ("###", base64.b64encode(b"x").decode(), png_text(mask[:-1]), png_text(np.tile(mask, (9, 9)))):
+        for text in (
+            "###",
+            base64.b64encode(b"x").decode(),
+            png_text(mask[:-1]),
+            png_text(np.tile(mask, (9, 9))),
+            png_text(deep),
+        ):
             wrong = {**body, "masks": [{"prompt": "polyp", "png": text}]}
             refused(await http.post("/v1/download", json=wrong), 422, "mask")
 
