@@ -39,6 +39,8 @@ class _Own(enum.Enum):
 
 
 _NO_IMAGE = "no image is set: call set_image(image) before asking prompts"
+# Modes of Pillow that PNG holds; 16 bits are windowed by the service.
+_SENT = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B", "I;16L", "I;16N"})
 OWN = _Own.ADAPTER
 """The adapter that the client was made with; None is the base model as it is."""
 
@@ -87,7 +89,7 @@ class Client:
         retries: further attempts when the service is busy, each after the time it asks for.
 
     Raises:
-        ConfigError: httpx is not installed, or the token holds what no header can carry.
+        ConfigError: httpx is not installed, the address is none, or the token holds what no header can carry.
 
     Attributes:
         timing: of the last answer, or None.
@@ -117,7 +119,10 @@ class Client:
         self._file: tuple[str, bytes] | None = None
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         # No proxy and no .netrc of the environment: images go where the caller says and nowhere else.
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)
+        try:
+            self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)
+        except httpx.InvalidURL as error:
+            raise ConfigError(f"{url}: no address ({error}): give one like http://127.0.0.1:8000") from None
 
     # -- images and prompts ----------------------------------------------------------------------------------------
 
@@ -322,6 +327,12 @@ def _as_file(image: np.ndarray | Image.Image | str | Path | bytes) -> tuple[str,
     if isinstance(image, Image.Image):
         stream = io.BytesIO()
         exif = image.info.get("exif")  # the orientation among it, which the service applies
+        if image.mode == "F" or (image.mode.startswith("I") and not image.mode.startswith("I;16")):
+            raise UserError(
+                f"a Pillow image of mode '{image.mode}' has no form in which it can be sent: give its file, or convert it to 'L'"
+            )
+        if image.mode not in _SENT:  # PNG has no CMYK, as of some JPEG files, no HSV, ...
+            image = image.convert({"PA": "RGBA", "RGBa": "RGBA", "La": "LA"}.get(image.mode, "RGB"))
         image.save(stream, "PNG", compress_level=1, **({"exif": exif} if exif else {}))
         return "image.png", stream.getvalue()
     if not isinstance(image, np.ndarray):

@@ -159,6 +159,28 @@ def test_what_cannot_be_sent(talk: Callable, call: Callable[[Client], object], w
     assert len(requests) == 1
 
 
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "HSV", "LAB", "PA", "RGBX", "RGBa", "La"])
+def test_pillow_images_that_png_does_not_hold_are_converted(mode: str) -> None:
+    start = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    between = {"RGBa": "RGBA", "La": "LA"}
+    image = (start.convert(between[mode]) if mode in between else start).convert(mode)
+    _, content = module._as_file(image)
+    expected = image.convert({"La": "LA"}.get(mode, "RGBA")).convert("RGB")
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content)).convert("RGB")), np.asarray(expected))
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_pillow_images_of_large_numbers_are_refused(mode: str) -> None:
+    with pytest.raises(UserError, match=f"mode '{mode}'.*give its file"):
+        module._as_file(Image.new(mode, (8, 6)))
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://here:port"])
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="no address"):
+        Client(url)
+
+
 def test_numbers_of_numpy_are_numbers(talk: Callable) -> None:
     client, requests = talk(IMAGE, answer())
     client.set_image(b"x")
