@@ -147,9 +147,17 @@ def intensities(stored: Stored) -> npt.NDArray[np.float32]:
     padding = numbers(dataset, "PixelPaddingValue", 1)
     if padding is not None:
         limit = (numbers(dataset, "PixelPaddingRangeLimit", 1) or padding)[0]
-        low, high = sorted((padding[0], limit))
+        low, high = sorted(_as_stored(value, values.dtype) for value in (padding[0], limit))
         shown[(values >= low) & (values <= high)] = np.nan
     return shown
+
+
+def _as_stored(value: float, dtype: np.dtype[Any]) -> float:
+    """A value of the header as the pixels have it: some files write it unsigned where pixels are signed, or the reverse."""
+    if dtype.kind not in "iu" or np.iinfo(dtype).min <= value <= np.iinfo(dtype).max:
+        return value
+    turn = 2.0 ** (8 * dtype.itemsize)
+    return value - turn if value > 0 else value + turn
 
 
 def says_window(stored: Stored) -> bool:

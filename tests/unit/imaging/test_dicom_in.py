@@ -96,6 +96,18 @@ def test_monochrome1_is_turned_round_and_padding_is_black(grey: Path) -> None:
     assert shown(grey, window=Window(25, 50)) == [0, 204, 153, 102, 51, 0]
 
 
+def test_padding_that_the_header_writes_with_the_wrong_sign(grey: Path) -> None:
+    """63536 stands for the -2000 of signed pixels: the same 16 bits."""
+    values = np.array([-2000, 0, 10, 20, 30, 40], np.int16)
+    changed(
+        grey, PixelData=np.stack([values, values]).tobytes(), PixelRepresentation=1, PixelPaddingValue=("US", 63536)
+    )
+    assert shown(grey, window=Window(percentiles=(0, 100))) == [0, 0, 64, 128, 191, 255]
+    whole = values.astype(np.uint16)
+    changed(grey, PixelData=np.stack([whole, whole]).tobytes(), PixelRepresentation=0, PixelPaddingValue=("SS", -2000))
+    assert shown(grey, window=Window(percentiles=(0, 100))) == [0, 0, 64, 128, 191, 255]
+
+
 def test_a_modality_lut_and_a_voi_lut(grey: Path) -> None:
     modality, interest = Dataset(), Dataset()
     modality.ModalityLUTType = "US"
