@@ -142,20 +142,23 @@ def evaluate_run(
     trained = run.data()
     if data is None and not Path(config.data.path).exists():
         raise DataError(f"{config.data.path}: the run's data are no longer there; say where they are: --data DIR")
-    cases = load_cases(
-        config.data.path if data is None else data,
-        prompt=prompt if data is not None or prompt is not None else config.data.prompt,
-        division=own_division(config, split) if data is None else division_of(config, data),
-        skip_bad=config.data.skip_bad if skip_bad is None else skip_bad,
-    )
-    if calibrate and config.data.val_path is not None:
-        cases = cases_for(config)  # validation cases of other data, as in training
+    skip_bad = config.data.skip_bad if skip_bad is None else skip_bad
+    asked = prompt if data is not None or prompt is not None else config.data.prompt
+    if data is None and split == CALIBRATION_SPLIT and config.data.val_path is not None:
+        # Validation cases of other data, as in training.
+        cases = cases_for(replace(config, data=replace(config.data, prompt=asked, skip_bad=skip_bad)))
+    else:
+        cases = load_cases(
+            config.data.path if data is None else data,
+            prompt=asked,
+            division=own_division(config, split) if data is None else division_of(config, data),
+            skip_bad=skip_bad,
+        )
     if data is None:
         cases.skipped += left_out_in_training(trained, split, cases)
     records = cases.records(split)
     model = load_adapter(folder, base=base).to(choose_device(device))
     told_precision = lower_precision(model, precision)
-    skip_bad = config.data.skip_bad if skip_bad is None else skip_bad
     origin = manifest.info.threshold_origin if threshold is None else None
     calibration = None
     if calibrate:

@@ -534,6 +534,23 @@ def test_cases_of_given_data_that_were_trained_on_are_counted_and_not_shared_as_
     assert (again.seen, again.held_out) == (None, False)
 
 
+def test_validation_cases_of_other_data_are_those_of_training(
+    make_run: Callable[..., Path], data: Path, tmp_path: Path
+) -> None:
+    other = write_data(tmp_path / "other")
+    rows = [json.loads(line) for line in (other / "records.jsonl").read_text().splitlines()]
+    for row, split in ((rows[2], "test"), (rows[4], "val")):
+        row["split"] = split
+    (other / "records.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    run = make_run(data, **{"data.val_path": str(other)})
+    values = json.loads((run / "data.json").read_text())
+    values["splits"]["val"] = ["val-case-4"]  # as training calls it: there is a case-4 among its own
+    files.write_json(run / "data.json", values)
+    folder = EvaluationFolder(evaluate_run(run, split="val", zero_shot=False))
+    assert [score.case_id for score in read_scores(folder.cases_file)[0]] == ["val-case-4"]
+    assert folder.summary()["training_cases"]["gone"] == folder.summary()["training_cases"]["new"] == 0
+
+
 def test_images_that_training_kept_are_known_whatever_becomes_of_its_data(
     make_run: Callable[..., Path], tmp_path: Path
 ) -> None:

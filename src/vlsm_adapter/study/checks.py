@@ -105,6 +105,11 @@ def _check_data(cells: Sequence[Cell], evaluation: Evaluation, facts: Facts) -> 
         if levels not in asked:
             asked.add(levels)
             facts.problems += _without_level(cell, cases, evaluation)
+        if data.val_path is not None and not cell.trains and "val" in evaluation.splits:
+            facts.problems.append(
+                f"evaluate.splits: 'val' of data.{cell.data} is of its val_path, and '{cell.method}' trains nothing and knows "
+                "its path alone; leave 'val' out, or restrict the method by 'on'"
+            )
         counts = Counter(str(record.split) for record in cases.all)
         facts.training[cell.data] = counts["train"]
         if cell.config.data.subset is not None:

@@ -303,6 +303,19 @@ def test_other_data_to_validate_on_is_checked_and_may_move(plan_of: Planned, pha
         check(plan_of(data={"polyps": entry}, seeds=[5]), absent_is_wrong=True)
 
 
+def test_validation_cases_of_other_data_are_not_asked_of_what_trains_nothing(
+    plan_of: Planned, phantoms: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    write_phantoms(other, cases_per_modality=10, seed=2, modalities=("endoscopy",), splits=(0.6, 0.2, 0.2))
+    entry = {"path": str(phantoms), "val_path": str(other)}
+    given = {"data": {"polyps": entry}, "evaluate": {"splits": ["val", "test"]}}
+    told = "'val' of data.polyps is of its val_path, and 'zero_shot' trains nothing"
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        check(plan_of(**given), absent_is_wrong=True)
+    check(plan_of(**given, methods={"dense": {"settings": {"bottleneck_dim": 3}}}), absent_is_wrong=True)
+
+
 def test_what_would_fail_in_every_run_is_told_before(plan_of: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(ConfigError) as caught:
