@@ -99,6 +99,8 @@ class _Reader:
             self.problems.append("models: is empty; name one, or give every method a model of its own")
         evaluate = self._evaluate()
         resources = build_section(Resources, self.values.get("resources"), "resources.", self.problems)
+        if (gpus := resources.gpus or 0) > 1 and gpus != int(gpus):  # Ray would refuse the first run
+            self.problems.append(f"resources.gpus={gpus:g}: a part of one GPU such as 0.5, or whole ones")
         return Study(
             data=data, models=models, methods=methods, protocols=protocols, seeds=tuple(seeds),
             fractions=tuple(axes["fractions"]), train=train, log=log, evaluate=evaluate, resources=resources,
@@ -129,6 +131,7 @@ class _Reader:
                     self.problems.append(f"models: two are called '{label}'; name them: {{first: {{name: {name}}}}}")
                 self._check_name(label, "models")
                 models[label] = {"name": name}
+            self._apart("models", models)
         for label, entry in models.items():
             self._section(ModelConfig, entry, f"models.{label}.", ())
         return models
@@ -180,7 +183,9 @@ class _Reader:
                 if self._check_adapter(method, bool(variant), where):
                     method = dataclasses.replace(method, space=self._space(entry.get("search"), method, search, where))
                     methods.append(method)
-        self._no_doubles("methods", [method.name for method in methods])
+        names = [method.name for method in methods]  # with their variants
+        self._no_doubles("methods", names)
+        self._apart("methods", names)
         return methods
 
     def _check_adapter(self, method: Method, is_variant: bool, where: str) -> bool:
@@ -344,13 +349,9 @@ class _Reader:
 
     def _named(self, key: str, default: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         found = self._mapping(key, self.values.get(key)) or dict(default)
-        folders: dict[str, str] = {}
         for name in found:
             self._check_name(name, key)
-            if (other := folders.setdefault(name.lower(), name)) != name:
-                self.problems.append(
-                    f"{key}: '{other}' and '{name}' are one folder where capitals do not count; rename one"
-                )
+        self._apart(key, found)
         return {name: self._mapping(f"{key}.{name}", entry) for name, entry in found.items()}
 
     def _mapping(self, where: str, value: Any) -> dict[str, Any]:
@@ -391,6 +392,15 @@ class _Reader:
                 f"{where}: the name '{short(name, 80)}' becomes a folder: at most 64 letters, digits and '_.+-', beginning with "
                 "one of the first two"
             )
+
+    def _apart(self, key: str, names: Iterable[str]) -> None:
+        """Names that are one folder on some file systems."""
+        folders: dict[str, str] = {}
+        for name in names:
+            if (other := folders.setdefault(name.lower(), name)) != name:
+                told = f"{key}: '{other}' and '{name}' are one folder where capitals do not count; rename one"
+                if told not in self.problems:
+                    self.problems.append(told)
 
     def _no_doubles(self, key: str, values: Iterable[Any]) -> None:
         seen: set[Any] = set()

@@ -144,6 +144,15 @@ def test_a_number_is_no_list_of_seeds(tmp_path: Path) -> None:
         ("data: {a: {path: x}}\nmethods: {dense: {}}\nsearch: {trials: 2}", "search: nothing is searched"),
         ("data: {a: {path: x}}\nmethods: [dense]", "must be a section of names"),
         ("data: {a: {path: x}}\nmethods: {dense: {variants: {v: 3}}}", "must be a section of names"),
+        (
+            "data: {a: {path: x}}\nmethods: {dense: {variants: {v: {parts: v}, V: {parts: vl}}}}",
+            "methods: 'dense_v' and 'dense_V' are one folder where capitals do not count",
+        ),
+        (
+            "data: {a: {path: x}}\nmodels: [tiny, a/Tiny]\nmethods: {dense: {}}",
+            "models: 'tiny' and 'Tiny' are one folder where capitals do not count",
+        ),
+        ("data: {a: {path: x}}\nmethods: {dense: {}}\nresources: {gpus: 1.5}", "resources.gpus=1.5: a part of one GPU"),
     ],
 )
 def test_what_is_no_study_is_refused(text: str, says: str, tmp_path: Path) -> None:
