@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from vlsm_adapter.data.subsets import subset_size
 from vlsm_adapter.study.checks import Probe
 from vlsm_adapter.study.estimate import cores, free_memory_gb, gpus, side_by_side, spell, time_step
 from vlsm_adapter.study.grid import WHOLE, Cell
 from vlsm_adapter.study.plan import Plan, check
+from vlsm_adapter.study.search import GroupSearch
 
 if TYPE_CHECKING:
     from vlsm_adapter.models.base import PromptSegmenter
@@ -122,6 +124,17 @@ def spell_runs(runs: int, with_trials: int) -> str:
     return f"{runs} run{'' if runs == 1 else 's'}{more}"
 
 
+def _trial_seconds(plan: Plan, search: GroupSearch) -> float:
+    """Seconds of a trial, whose label fraction and epochs may be those of no run; 0 where they are not known."""
+    trial = Cell(*search.group, search.fraction, search.settings.seed, search.config_of({}))
+    like = next((cell for cell in plan.selected if cell.group == search.group and cell.path in plan.facts.cases), None)
+    if like is not None:
+        trained = subset_size(search.fraction, plan.facts.training[like.data])
+        plan.facts.cases.setdefault(trial.path, Counter({**plan.facts.cases[like.path], "train": trained}))
+    found = plan.estimator.seconds(trial)
+    return 0.0 if found is None else found[0]
+
+
 def _time(plan: Plan, at_once: int) -> Iterator[str]:
     estimates = [(cell, plan.estimator.seconds(cell)) for cell in plan.todo]
     known = [found for _, found in estimates if found is not None]
@@ -130,12 +143,7 @@ def _time(plan: Plan, at_once: int) -> Iterator[str]:
         if not search.round():
             continue
         left = search.count - sum(trial.over for trial in search.trials)
-        like = [
-            found[0] * search.config_of({}).train.epochs / cell.config.train.epochs
-            for cell, found in estimates
-            if cell.group == search.group and cell.fraction == search.fraction and found is not None
-        ]
-        lengths += [max(like, default=0.0)] * left
+        lengths += [_trial_seconds(plan, search)] * left
     told = ", ".join(f"{count} {_SOURCES[name]}" for name, count in Counter(found[1] for found in known).items())
     if lengths:
         yield f"time: about {spell(side_by_side(lengths, at_once))} for {spell_runs(len(known), len(lengths))}{f' ({told})' if told else ''}"

@@ -468,6 +468,20 @@ def test_what_is_evaluated_counts_and_few_runs_take_as_long_as_the_longest(plan_
     assert side_by_side([], 2) == 0.0
 
 
+def test_trials_on_other_labels_than_the_runs_count_in_the_time(
+    plan_of: Planned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlsm_adapter.study.preview.time_step", lambda *_: Step(train=10.0, forward=0.0))
+    plan = plan_of(
+        methods={"dense": {"settings": {"bottleneck_dim": 3}}},
+        seeds=[1],
+        search={"trials": 4, "fraction": "50%", "space": {"train.lr": [0.1, 0.2]}},
+    )
+    told = "\n".join(preview(plan, jobs=None, local=True))
+    # 6 training cases, 2 epochs: 135 s of the run, and 4 trials of 75 s.
+    assert "time: about 7 min for 1 run and 4 trials" in told
+
+
 def test_a_dry_run_tells_the_grid_and_writes_nothing(plan_of: Planned, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     plan = plan_of(data={"polyps": {"path": str(plan_of().cells[0].config.data.path)}, "gone": {"path": "no/such"}})
