@@ -23,6 +23,7 @@ from typing import Any
 
 from vlsm_adapter import files
 from vlsm_adapter.errors import UserError, one_line
+from vlsm_adapter.markdown import plural
 from vlsm_adapter.study_report.reading import SMALL_SUFFIX
 from vlsm_adapter.study_report.results import PRECISION, UNKNOWN_PRECISION, Case, Result, same_numbers, six_digits
 from vlsm_adapter.study_report.small_checks import check_result, is_number
@@ -51,6 +52,7 @@ def distinct(results: Iterable[Result]) -> tuple[list[Result], list[str]]:
     notes: list[str] = []
     conflicts: list[str] = []
     odd: list[str] = []
+    divided: list[str] = []
     for result in results:
         before = kept.setdefault(result.key, result)
         if before is result:
@@ -60,6 +62,8 @@ def distinct(results: Iterable[Result]) -> tuple[list[Result], list[str]]:
             # Of equal ones the fuller counts: the small form has no pictures, a run folder may lack its curve.
             if _fullness(result) > _fullness(before):
                 kept[result.key] = result
+        elif result.is_zero_shot and result.cases != before.cases:
+            divided.append(f"{result.place} and {before.place}")
         elif result.is_zero_shot:
             odd.append(f"{result.place} and {before.place}: {difference}")
         else:
@@ -82,6 +86,12 @@ def distinct(results: Iterable[Result]) -> tuple[list[Result], list[str]]:
         notes.append(
             f"Zero-shot scores were measured several times and differ in {len(odd)} of these (another machine or "
             f"version?); the first count. First: {odd[0]}."
+        )
+    if divided:
+        notes.append(
+            f"Zero-shot scores of one data set are of several sets of cases, as where protocols divide it otherwise; the first "
+            f"count, and {plural(len(divided), 'other')} {'is' if len(divided) == 1 else 'are'} left out. To have all, make each "
+            f"division a data set of its own in the study. First: {divided[0]}."
         )
     return merged, notes
 

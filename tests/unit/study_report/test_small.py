@@ -191,6 +191,16 @@ def test_zero_shot_measured_anew_is_told_not_refused(run: Result) -> None:
     assert "differ in 1 of these" in notes[0]
 
 
+def test_zero_shot_on_another_division_of_the_data_is_told_as_that(run: Result) -> None:
+    zero = replace(run, method="zero_shot", seed=None, settings={}, recipe={})
+    cases = tuple(replace(case, case_id=f"other {case.case_id}") for case in zero.cases)
+    kept, (note,) = distinct([zero, replace(zero, source="other", cases=cases)])
+    assert kept == [zero]
+    assert "are of several sets of cases" in note
+    assert "1 other is left out" in note
+    assert "machine" not in note
+
+
 def packed(content: bytes) -> bytes:
     """Gzip without the time of day: workers that collect these tests must see the same values."""
     return gzip.compress(content, mtime=0)
