@@ -1,6 +1,6 @@
 """Tables for papers: LaTeX with booktabs, in both orders, that compile whatever the names are.
 
-Each file is a ``table*`` of its own; the preamble needs ``\\usepackage{booktabs}``, and where a name has a letter that the
+Each file is a ``table*`` of its own, or several where a page is too short; the preamble needs ``\\usepackage{booktabs}``, and where a name has a letter that the
 old font encoding lacks, ``\\usepackage[T1]{fontenc}``: the file's first lines say what. Names are escaped; letters that
 pdfLaTeX cannot set by itself are written as their code points.
 """
@@ -23,12 +23,10 @@ from vlsm_adapter.study_report.cells import (
     short_count,
     sizes,
 )
+from vlsm_adapter.study_report.latex_layout import Group, column, group_width, pages, panels
 from vlsm_adapter.study_report.numbers import TableNumbers
 from vlsm_adapter.study_report.tables import Row
 
-#: Data sets side by side; more go into further panels of the same table.
-ACROSS = 3
-_METHODS_ACROSS = 6
 _ESCAPED = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -85,55 +83,59 @@ def tex(text: str) -> str:
 
 
 def methods_down(found: TableNumbers, label: str) -> str:
-    """Rows are methods, columns data sets by metrics; at most three data sets side by side."""
+    """Rows are methods, columns data sets by metrics; as many data sets side by side as a page is wide, the average last."""
     table = found.table
-    averages = averaged(found)
-    panels = [table.data[start : start + ACROSS] for start in range(0, len(table.data), ACROSS)] or [[]]
-    lines: list[str] = []
-    for number, data in enumerate(panels):
-        last = number == len(panels) - 1
-        shown = averages if last else ()
-        groups = [(one + (" (leaks)" if one in table.leaks else ""), len(found.metrics)) for one in data]
-        groups += [("average", len(shown))] if shown else []
-        columns = sum(count for _, count in groups)
-        if number:
-            lines.append(r"\par\medskip")
-        lines += [rf"\begin{{tabular}}{{@{{}}lr{'r' * columns}@{{}}}}", r"\toprule"]
-        lines.append(_groups(groups, before=2))
-        heads = [tex(head_of(found, one, metric)) for one in data for metric in found.metrics]
-        heads += [f"{tex(metric_name(metric))} ({tex('%')})" for metric in shown]
+    groups: list[Group] = []
+    for one in table.data:
+        title = one + (" (leaks)" if one in table.leaks else "")
+        heads = [head_of(found, one, metric) for metric in found.metrics]
+        groups.append(
+            (title, heads, [[cell_of(found, row.key, one, metric) for metric in found.metrics] for row in table.rows])
+        )
+    if averages := averaged(found):
+        heads = [f"{metric_name(metric)} (%)" for metric in averages]
+        groups.append(
+            ("average", heads, [[average_cell(found, row.key, metric) for metric in averages] for row in table.rows])
+        )
+    counts = [_count(row) for row in table.rows]
+    left = column([row.label for row in table.rows]) + column(["Trainable", *counts])
+    blocks = []
+    for panel in panels(groups, [group_width(group) for group in groups], left):
+        heads = [tex(head) for _, heads, _ in panel for head in heads]
+        lines = [rf"\begin{{tabular}}{{@{{}}lr{'r' * len(heads)}@{{}}}}", r"\toprule"]
+        lines.append(_groups([(title, len(heads)) for title, heads, _ in panel], before=2))
         lines += [" & ".join(["Method", "Trainable", *heads]) + r" \\", r"\midrule"]
-        for row in table.rows:
-            cells = [_cell(cell_of(found, row.key, one, metric)) for one in data for metric in found.metrics]
-            cells += [_cell(average_cell(found, row.key, metric)) for metric in shown]
-            lines.append(" & ".join([tex(row.label), _count(row), *cells]) + r" \\")
-        lines += [r"\bottomrule", r"\end{tabular}"]
-    return _float(found, lines, label)
+        for number, row in enumerate(table.rows):
+            cells = [_cell(cell) for _, _, rows in panel for cell in rows[number]]
+            lines.append(" & ".join([tex(row.label), counts[number], *cells]) + r" \\")
+        blocks.append([*lines, r"\bottomrule", r"\end{tabular}"])
+    return _floats(found, blocks, label)
 
 
 def data_down(found: TableNumbers, label: str) -> str:
-    """The paper's own order: rows are data sets by metrics, columns methods; at most six methods side by side."""
+    """The paper's own order: rows are data sets by metrics, columns methods; as many methods side by side as a page is wide."""
     table = found.table
-    panels = [table.rows[start : start + _METHODS_ACROSS] for start in range(0, len(table.rows), _METHODS_ACROSS)] or [
-        []
+    names = [data + (" (leaks)" if data in table.leaks else "") for data in table.data]
+    heads = {(data, metric): head_of(found, data, metric) for data in table.data for metric in found.metrics}
+    left = column(["Data", *names]) + column(["Trainable", *heads.values()])
+    widths = [
+        column([row.label, _count(row)], [cell_of(found, row.key, data, metric) for data, metric in heads])
+        for row in table.rows
     ]
-    lines: list[str] = []
-    for number, rows in enumerate(panels):
-        if number:
-            lines.append(r"\par\medskip")
-        lines += [rf"\begin{{tabular}}{{@{{}}ll{'r' * len(rows)}@{{}}}}", r"\toprule"]
+    blocks = []
+    for rows in panels(table.rows, widths, left):
+        lines = [rf"\begin{{tabular}}{{@{{}}ll{'r' * len(rows)}@{{}}}}", r"\toprule"]
         lines.append(" & ".join(["Data", "Metric", *(tex(row.label) for row in rows)]) + r" \\")
         lines.append(" & ".join(["", "Trainable", *map(_count, rows)]) + r" \\")
-        for data in table.data:
+        for data, name in zip(table.data, names, strict=True):
             lines.append(r"\midrule")
             for index, metric in enumerate(found.metrics):
-                name = data + (" (leaks)" if data in table.leaks else "")
-                head = [tex(name) if index == 0 else "", tex(head_of(found, data, metric))]
+                head = [tex(name) if index == 0 else "", tex(heads[data, metric])]
                 lines.append(
                     " & ".join([*head, *(_cell(cell_of(found, row.key, data, metric)) for row in rows)]) + r" \\"
                 )
-        lines += [r"\bottomrule", r"\end{tabular}"]
-    return _float(found, lines, label)
+        blocks.append([*lines, r"\bottomrule", r"\end{tabular}"])
+    return _floats(found, blocks, label)
 
 
 def _groups(groups: Sequence[tuple[str, int]], before: int) -> str:
@@ -150,7 +152,7 @@ def _cell(one: Cell) -> str:
     if one.mean == "-":
         return "--"
     text = rf"\textbf{{{one.mean}}}" if one.best else rf"\underline{{{one.mean}}}" if one.second else one.mean
-    # Smaller than the mean, so that nine of them stand side by side.
+    # Smaller than the mean, so that more of them stand side by side.
     text += rf"{{\tiny$\pm${one.std}}}" if one.std else ""
     text += _MARKS[one.mark]
     return text + (rf"{{\tiny~({one.seeds})}}" if one.seeds is not None else "")
@@ -163,28 +165,25 @@ def _count(row: Row) -> str:
     return short_count(high) if low == high else f"{short_count(low)}--{short_count(high)}"
 
 
-def _float(found: TableNumbers, lines: Sequence[str], label: str) -> str:
+def _floats(found: TableNumbers, blocks: Sequence[Sequence[str]], label: str) -> str:
+    """The tabulars ``blocks`` below each other, as many as a page is long; more go into a float that continues the table."""
     notes = [note for note in found.notes if note.startswith(("Level", "Seeds", "Without"))]
     text = " ".join([f"{found.table.title}.", caption(found), sizes(found), *notes])
     if any(cell.seeds is not None for cell in _all_cells(found)):
         text += " In brackets the number of seeds, where it is another."
-    body = "\n".join(
-        [
-            r"\begin{table*}[t]",
-            r"\centering",
-            rf"\caption{{{tex(text)}}}",
-            rf"\label{{{label}}}",
-            r"\scriptsize",
-            r"\setlength{\tabcolsep}{3pt}",
-            *lines,
-            r"\end{table*}",
-            "",
-        ]
-    )
+    body = []
+    for number, page in enumerate(pages(blocks)):
+        head = [rf"\caption{{{tex(text)}}}", rf"\label{{{label}}}"]
+        again = [r"\addtocounter{table}{-1}", r"\caption{Continued.}"]
+        body += [r"\begin{table*}[t]", r"\centering", *(again if number else head)]
+        body += [r"\scriptsize", r"\setlength{\tabcolsep}{3pt}"]
+        for place, block in enumerate(page):
+            body += [*([r"\par\medskip"] if place else []), *block]
+        body += [r"\end{table*}", ""]
     needs = [r"% \usepackage{booktabs}"]
-    if letters := sorted(_IN_T1.intersection(body)):
+    if letters := sorted(_IN_T1.intersection("".join(body))):
         needs.append(rf"% \usepackage[T1]{{fontenc}} % for {' '.join(letters)}")
-    return "\n".join([*needs, body])
+    return "\n".join([*needs, *body])
 
 
 def _all_cells(found: TableNumbers) -> list[Cell]:

@@ -21,6 +21,7 @@ from vlsm_adapter.study_report.cells import Cell, duration, memory, p_value, sho
 from vlsm_adapter.study_report.data_forms import report_json, table_rows, to_csv
 from vlsm_adapter.study_report.document import Facts, FigureItem, Grid, build
 from vlsm_adapter.study_report.latex import data_down, methods_down, tex
+from vlsm_adapter.study_report.latex_layout import PAGE_WIDTH, panels
 from vlsm_adapter.study_report.markdown_form import render_markdown, shown
 from vlsm_adapter.study_report.numbers import TableNumbers, compute
 from vlsm_adapter.study_report.page import render_page
@@ -62,7 +63,12 @@ def check_latex(text: str) -> None:
         depth += (char == "{") - (char == "}")
         assert depth >= 0
     assert depth == 0
-    assert re.findall(r"\\begin\{(\w+\*?)\}", text) == ["table*", *["tabular"] * text.count(r"\begin{tabular}")]
+    floats = re.findall(r"\\begin\{table\*\}.*?\\end\{table\*\}", text, re.S)
+    for part in floats:
+        assert re.findall(r"\\begin\{(\w+\*?)\}", part) == ["table*", *["tabular"] * part.count(r"\begin{tabular}")]
+        assert part.count(r"\caption{") == 1
+    assert text.count(r"\label{") == 1
+    assert text.count(r"\addtocounter{table}{-1}") == len(floats) - 1
     assert text.count(r"\begin{") == text.count(r"\end{")
     assert plain.count("$") % 2 == 0
     body = plain.split("\n", 1)[1]
@@ -117,7 +123,40 @@ def test_many_data_sets_go_into_panels(fake: ModuleType, tmp_path: Path) -> None
     (found,) = numbers_of(tmp_path)
     text = methods_down(found, "tab:x")
     check_latex(text)
-    assert text.count(r"\begin{tabular}") == 3
+    columns = [len(kinds) for kinds in re.findall(r"\\begin\{tabular\}\{@\{\}lr(\w+)@", text)]
+    assert sum(columns) == 3 * 7 + 1
+    assert len(columns) > 1
+    assert max(columns) - min(columns) <= 6  # about equally wide
+
+
+def test_panels_are_few_and_about_equally_wide() -> None:
+    assert panels("abcde", [100.0] * 5, 100.0) == [["a", "b", "c"], ["d", "e"]]
+    assert panels("abcd", [90.0] * 4, 100.0) == [["a", "b", "c", "d"]]
+    assert panels("ab", [900.0, 10.0], 100.0) == [["a"], ["b"]]  # too wide for any page, and still there
+    assert panels("", [], 100.0) == [[]]
+
+
+@given(st.lists(st.floats(1, 600), max_size=8), st.floats(0, 400))
+def test_panels_keep_everything_and_fit(widths: list[float], left: float) -> None:
+    items = list(enumerate(widths))
+    found = panels(items, widths, left)
+    assert [item for panel in found for item in panel] == items
+    for panel in found:
+        assert len(panel) <= 1 or sum(width for _, width in panel) + left <= PAGE_WIDTH + 1e-6
+
+
+def test_long_tables_go_on_in_another_float(fake: ModuleType, tmp_path: Path) -> None:
+    """LaTeX loses nothing of a float that is longer than a page, but it runs off it."""
+    for data in "abcdefghijkl":
+        for method in range(12):
+            cell = {"data": data, "protocol": "p", "model": "tiny", "fraction": "100%", "method": f"m{method}"}
+            fake.FakeRun(tmp_path / f"{data}{method}", [0.5, 0.6], data=data, cell=cell).write()
+    (found,) = numbers_of(tmp_path)
+    text = methods_down(found, "tab:x")
+    check_latex(text)
+    assert text.count(r"\begin{table*}") > 1
+    for part in text.split(r"\end{table*}"):
+        assert part.count(r" \\") <= 70
 
 
 def test_hyphens_stay_hyphens() -> None:
