@@ -397,6 +397,24 @@ def test_the_grid_takes_cases_that_all_kept_and_goes_without_damaged_ones(
     assert "Full fine-tuning" in strips[0].lacking
 
 
+def test_a_long_name_never_hides_the_score(study: Path, tmp_path: Path, fake: ModuleType) -> None:
+    fake.write_study(tmp_path, methods=("lora", "full"), data=("isic",), seeds=(1,))
+    for method in ("lora", "full"):
+        fake.write_examples(
+            next(tmp_path.glob(f"runs/isic/*/*/{method}/*/*/evaluation/*")), 0.7, count=1, size=(40, 60)
+        )
+    tables, _ = numbers_of(tmp_path)
+    (strip,) = grid.strips_of(tables[0].table)
+    some = next(iter(strip.masks.values()))
+    names = ("LoRA", "Shallow published VLC", "Full fine-tuning of everything that there is", *"abcdefg")
+    (axes, *more) = grid.draw_grid([replace(strip, masks=dict.fromkeys(names, some))]).axes
+    titles = [one.get_title() for one in (axes, *more)]
+    number = f"{100 * some[1]:.0f}"
+    assert titles[2:4] == [f"LoRA {number}", f"Shallow published VLC {number}"]
+    assert titles[4].startswith("Full fine-tuning of")
+    assert titles[4].endswith(f"… {number}")
+
+
 def test_names_are_text_not_mathematics(fake: ModuleType, tmp_path: Path) -> None:
     cell = {"data": "a_b $x^2$", "protocol": "p", "model": "m", "method": "$\\frac{}$ 中 _^"}
     fake.FakeRun(tmp_path / "run", [0.5, 0.6], cell=cell).write()

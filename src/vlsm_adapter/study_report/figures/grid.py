@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _ACROSS = 8  # panels side by side
+_LETTERS = 8 * 22  # of titles side by side in _FONT
+_FONT, _SMALLER_FONT = 5.6, 4.9
 _DOWN = 4  # cases of a figure; more go into further ones
 _YELLOW = "#F0E442"
 
@@ -115,7 +117,7 @@ def draw_grid(strips: Sequence[Strip]) -> Figure:
     for strip in strips:
         panels = _panels(strip)
         for index, panel in enumerate(panels):
-            _show(axes[line + index // across][index % across], *panel)
+            _show(axes[line + index // across][index % across], *panel, letters=_LETTERS // across)
         # The data set's name stands upright at the left of its first line.
         axes[line][0].text(
             -0.04, 0.5, strip.data, rotation=90, ha="right", va="center", transform=axes[line][0].transAxes, fontsize=6.5,
@@ -125,23 +127,35 @@ def draw_grid(strips: Sequence[Strip]) -> Figure:
     return figure
 
 
-_Panel = tuple[str, np.ndarray, np.ndarray | None, np.ndarray | None]
+_Panel = tuple[str, str, np.ndarray, np.ndarray | None, np.ndarray | None]
 
 
 def _panels(strip: Strip) -> list[_Panel]:
-    """Title, picture, and prediction and truth to outline on it."""
+    """Title, score, picture, and prediction and truth to outline on it."""
     image, truth = strip.example.image, strip.example.truth
-    panels: list[_Panel] = [("image", image, None, None), ("ground truth", image, None, truth)]
+    panels: list[_Panel] = [("image", "", image, None, None), ("ground truth", "", image, None, truth)]
     for label, (mask, dice) in strip.masks.items():
         score = "" if np.isnan(dice) else f" {100 * dice:.0f}"
-        panels.append((f"{label}{score}", draw_masks(image, None, mask), mask, truth))
+        panels.append((label, score, draw_masks(image, None, mask), mask, truth))
     return panels
 
 
-def _show(axis: Axes, text: str, picture: np.ndarray, mask: np.ndarray | None, truth: np.ndarray | None) -> None:
+def _show(
+    axis: Axes,
+    name: str,
+    score: str,
+    picture: np.ndarray,
+    mask: np.ndarray | None,
+    truth: np.ndarray | None,
+    *,
+    letters: int,
+) -> None:
     axis.imshow(picture, aspect="equal")
     # Lines, not pixels: sharp at every size. The truth's is black below, to be seen on any ground.
     for area, width, colour in ((mask, 0.7, BLUE), (truth, 1.3, "#000000"), (truth, 0.7, _YELLOW)):
         if area is not None and area.any() and not area.all():
             axis.contour(area, levels=[0.5], colors=[colour], linewidths=width)
-    axis.set_title(text if len(text) <= 22 else f"{text[:21]}…", fontsize=5.6, fontweight="normal", pad=1.5)
+    room = int(letters * _FONT / _SMALLER_FONT) - len(score)  # a long name is cut, its score never
+    name = name if len(name) <= room else f"{name[: room - 1]}…"
+    size = min(_FONT, _FONT * letters / len(name + score))
+    axis.set_title(f"{name}{score}", fontsize=size, fontweight="normal", pad=1.5)
