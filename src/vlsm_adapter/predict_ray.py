@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,34 +125,45 @@ class _Pool:
         console: Console,
     ) -> None:
         self._ray, self._console = ray, console
-        resources = ray.cluster_resources()
-        gpus = int(resources.get("GPU", 0))
-        cpus = int(resources.get("CPU", 0))
-        if cpus < 1:
+        self._told = False  # that a worker is left out
+        nodes = [_places(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+        usable = [(cpus, gpus) for cpus, gpus in nodes if cpus]
+        if not usable:
             raise UserError("--ray: the cluster has no CPU")
-        workers = min(workers, max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]) or 1)
-        self._size = max(1, min(gpus or cpus // workers, jobs))
-        kind = ray.remote(Worker).options(num_cpus=workers, num_gpus=1 if gpus else 0)
+        if with_gpus := [(cpus, gpus) for cpus, gpus in usable if gpus]:
+            usable = with_gpus
+        workers = min(workers, max(cpus for cpus, _ in usable))
+        # An actor stands on one node: what several have left over is room for none.
+        room = sum(min(cpus // workers, gpus) if with_gpus else cpus // workers for cpus, gpus in usable)
+        self._size = max(1, min(room, jobs))
+        kind = ray.remote(Worker).options(num_cpus=workers, num_gpus=1 if with_gpus else 0)
         self._make = lambda: kind.remote(origin, threshold, list(prompts), str(out), options, workers)
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Result | None]]:
         waiting = deque(_chunks(jobs, self._size))
         tries: dict[str, int] = {}
         busy: dict[Any, tuple[Any, list[Job]]] = {}
-        idle = [self._make() for _ in range(self._size)]
-        self._check_loads(idle[0])
+        idle: list[Any] = []
+        # Jobs are for actors that have loaded the model: another may wait for its place as long as others use the cluster.
+        starting: dict[Any, Any] = {}
+        self._start(starting, self._size)
         while waiting or busy:
             while waiting and idle:
                 actor, chunk = idle.pop(), waiting.popleft()
                 yield from ((job, None) for job in chunk)
                 busy[actor.predict.remote(chunk)] = (actor, chunk)
-            ended, _ = self._ray.wait(list(busy), num_returns=1)
+            ended, _ = self._ray.wait([*busy, *starting], num_returns=1)
+            if ended[0] in starting:
+                actor = starting.pop(ended[0])
+                if self._loads(ended[0], last=not (busy or idle or starting)):
+                    idle.append(actor)
+                continue
             actor, chunk = busy.pop(ended[0])
             try:
                 answer = self._ray.get(ended[0])
             except self._ray.exceptions.RayActorError as error:
                 self._console.warn(f"a worker of Ray died ({one_line(error)[:120]}); its inputs are given to another")
-                idle.append(self._make())
+                self._start(starting, 1)
                 for job in chunk:
                     tries[job.stack.name] = tries.get(job.stack.name, 0) + 1
                     if tries[job.stack.name] < _TRIES:
@@ -169,15 +180,29 @@ class _Pool:
             idle.append(actor)
             yield from zip(chunk, answer, strict=True)
 
-    def _check_loads(self, actor: Any) -> None:
-        """Wait for the first actor: what it cannot load, none can."""
+    def _start(self, starting: dict[Any, Any], count: int) -> None:
+        for actor in [self._make() for _ in range(count)]:
+            starting[actor.ready.remote()] = actor
+
+    def _loads(self, call: Any, *, last: bool) -> bool:
+        """Whether an actor has loaded the model; without the last of them nothing goes on."""
         try:
-            self._ray.get(actor.ready.remote())
+            self._ray.get(call)
         except self._ray.exceptions.RayError as error:
-            cause = getattr(error, "cause", None) or error
-            raise UserError(
-                f"--ray: a worker cannot load the model ({one_line(cause)}); nodes must see the same files and packages"
-            ) from error
+            why = f"a worker cannot load the model ({one_line(getattr(error, 'cause', None) or error)})"
+            fix = "nodes must see the same files and packages"
+            if last:
+                raise UserError(f"--ray: {why}; {fix}") from error
+            if not self._told:
+                self._console.warn(f"{why} and is left out; {fix}")
+            self._told = True
+            return False
+        return True
+
+
+def _places(resources: Mapping[str, float]) -> tuple[int, int]:
+    """Whole CPUs and GPUs of a node."""
+    return int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
 
 
 def _chunks(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:

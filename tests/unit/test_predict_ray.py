@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,20 +23,36 @@ class Died(Exception):
 
 
 class FakeRay:
-    """Calls run when they are got; ``answer`` gives or raises what an actor answers to its jobs."""
+    """Calls run when they are got; ``answer`` gives or raises what an actor answers to its jobs.
+
+    Args:
+        cpus, gpus: of the only node, or of each of several.
+        placed: actors that find a place, by number; the others wait for one for ever. By default all do.
+        broken: actors that cannot load the model.
+    """
 
     exceptions = SimpleNamespace(RayActorError=Died, RayError=Died)
 
-    def __init__(self, answer: Callable[[list[Job]], Any], cpus: int = 4, gpus: int = 0) -> None:
-        self.answer, self.resources = answer, {"CPU": cpus, "GPU": gpus}
+    def __init__(
+        self,
+        answer: Callable[[list[Job]], Any],
+        cpus: int | list[int] = 4,
+        gpus: int | list[int] = 0,
+        placed: Container[int] | None = None,
+        broken: Container[int] = (),
+    ) -> None:
+        cpus = [cpus] if isinstance(cpus, int) else cpus
+        gpus = [gpus] * len(cpus) if isinstance(gpus, int) else gpus
+        self.answer, self.placed, self.broken = answer, placed, broken
+        self.each = [{"CPU": own, "GPU": beside} for own, beside in zip(cpus, gpus, strict=True)]
         self.asked: dict[str, float] = {}
         self.made = 0
 
     def cluster_resources(self) -> dict[str, int]:
-        return self.resources
+        return {name: sum(node[name] for node in self.each) for name in ("CPU", "GPU")}
 
     def nodes(self) -> list[dict[str, Any]]:
-        return [{"Alive": True, "Resources": self.resources}]
+        return [{"Alive": True, "Resources": node} for node in self.each]
 
     def remote(self, kind: type) -> FakeRay:
         return self
@@ -46,17 +62,23 @@ class FakeRay:
         return SimpleNamespace(remote=self._make)
 
     def _make(self, *_: object) -> Any:
-        self.made += 1
+        number, self.made = self.made, self.made + 1
         return SimpleNamespace(
-            ready=SimpleNamespace(remote=lambda: tuple),
-            predict=SimpleNamespace(remote=lambda jobs: (self, tuple(jobs))),
+            ready=SimpleNamespace(remote=lambda: (number, None)),
+            predict=SimpleNamespace(remote=lambda jobs: (number, tuple(jobs))),
         )
 
     def wait(self, calls: list[Any], *, num_returns: int) -> tuple[list[Any], list[Any]]:
-        return calls[:1], calls[1:]
+        ended = [call for call in calls if self.placed is None or call[0] in self.placed]
+        assert ended, "waits for ever"
+        return ended[:1], [call for call in calls if call is not ended[0]]
 
     def get(self, call: Any) -> Any:
-        return True if call is tuple else self.answer(list(call[1]))
+        number, given = call
+        assert self.placed is None or number in self.placed, "waits for ever"
+        if number in self.broken:
+            raise Died("no such folder")
+        return True if given is None else self.answer(list(given))
 
 
 def jobs(count: int) -> list[Job]:
@@ -97,6 +119,45 @@ def test_no_more_actors_than_jobs_or_room() -> None:
     assert (ray.made, ray.asked) == (2, {"num_cpus": 4, "num_gpus": 1})
     with pytest.raises(UserError, match="no CPU"):
         run(FakeRay(good, cpus=0), jobs(1))
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "workers", "actors", "asked"),
+    [
+        ([3, 3], 0, 2, 2, {"num_cpus": 2, "num_gpus": 0}),  # what is left on each node makes no third
+        ([16, 2], [0, 1], 8, 1, {"num_cpus": 2, "num_gpus": 1}),  # the many CPUs are not where the GPU is
+        ([4], [8], 2, 2, {"num_cpus": 2, "num_gpus": 1}),  # CPUs for two of eight GPUs
+        ([4, 0], [0, 1], 2, 2, {"num_cpus": 2, "num_gpus": 0}),  # a GPU without a CPU is of no use
+    ],
+)
+def test_an_actor_needs_room_on_one_node(
+    cpus: list[int], gpus: int | list[int], workers: int, actors: int, asked: dict[str, float]
+) -> None:
+    ray = FakeRay(good, cpus=cpus, gpus=gpus)
+    run(ray, jobs(100), workers=workers)
+    assert (ray.made, ray.asked) == (actors, asked)
+
+
+@pytest.mark.parametrize("placed", [{0, 1}, {2}])
+def test_actors_that_find_no_place_keep_no_one_waiting(placed: set[int]) -> None:
+    """The rest of the cluster is in use by others."""
+    ended = [name for name, result in run(FakeRay(good, placed=placed), jobs(100)) if result is not None]
+    assert len(ended) == 100
+
+
+def test_a_node_that_cannot_load_the_model_leaves_the_others() -> None:
+    ended = [name for name, result in run(FakeRay(good, broken={0, 2}), jobs(100)) if result is not None]
+    assert len(ended) == 100
+    with pytest.raises(UserError, match="no such folder"):
+        run(FakeRay(good, broken=range(4)), jobs(100))
+
+
+def test_without_a_worker_that_loads_nothing_goes_on() -> None:
+    def answer(given: list[Job]) -> list[Result]:
+        raise Died("out of memory")
+
+    with pytest.raises(UserError, match="cannot load the model"):
+        run(FakeRay(answer, cpus=1, broken=range(1, 9)), jobs(1))
 
 
 def test_what_kills_its_worker_is_a_failure_and_the_rest_is_done() -> None:
