@@ -168,7 +168,7 @@ class CRIS(PromptSegmenter):
         words, state = self.backbone(input_ids, self.text_tokens)
         if learned := tokens_given(self.text_tokens[0]):  # behind the start token; the decoder reads them as words
             own = words.shape[1] - learned
-            visible = torch.cat([visible[:, :1], visible.new_ones(len(visible), learned), visible[:, 1:own]], 1)
+            visible = torch.cat([visible[:, :1], visible.new_ones(visible.shape[0], learned), visible[:, 1:own]], 1)
         return TextFeatures(state, words, visible)
 
     def text_head(self, trunk: TextFeatures) -> TextFeatures:

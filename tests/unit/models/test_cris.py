@@ -361,6 +361,30 @@ def test_learned_words(padding: str, pixels: torch.Tensor) -> None:
         model.encode_text(torch.tensor([[48, *[5] * 8, 49]]))
 
 
+class TextStage(torch.nn.Module):
+    """Ids and mask to words and their mask, for torch.export."""
+
+    def __init__(self, model: CRIS) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.model.encode_text(ids, mask).tensors()
+
+
+@pytest.mark.parametrize("padding", ["masked", "published"])
+@torch.no_grad()
+def test_learned_words_are_traced_for_any_number_of_prompts(padding: str) -> None:
+    """As 'vlsm export' needs it."""
+    model = small(padding=padding)
+    attach(model, adapter_config("coop", tokens=3))
+    stage, prompts = TextStage(model), {0: torch.export.Dim.DYNAMIC}
+    traced = torch.export.export(stage, (IDS, MASK), dynamic_shapes=(prompts, prompts), strict=False).module()
+    for count in (1, 2):
+        for found, expected in zip(traced(IDS[:count], MASK[:count]), stage(IDS[:count], MASK[:count]), strict=True):
+            torch.testing.assert_close(found, expected)
+
+
 def test_every_site_is_called_and_takes_an_adapter(cris: CRIS, pixels: torch.Tensor) -> None:
     called: set[str] = set()
     sites = [
