@@ -38,7 +38,7 @@ from vlsm_adapter.pictures import draw_cases
 from vlsm_adapter.predict import adapter_folder
 from vlsm_adapter.prober import Prober, write_sensitivity
 from vlsm_adapter.report import write_report
-from vlsm_adapter.resume_from import cases_for, division_of, own_division
+from vlsm_adapter.resume_from import cases_for, division_of, own_division, weights_hash
 from vlsm_adapter.run_folder import RunFolder
 from vlsm_adapter.scoring import (
     DEFAULT_BATCH_SIZE,
@@ -190,6 +190,7 @@ def evaluate_run(
                 "method": manifest.config.method,
                 "settings": {key: value for key, value in manifest.config.to_dict().items() if key != "method"},
                 "trainable_parameters": tuner.count_parameters(model, active(model))[0],
+                "sha256": weights_hash(folder),
             },
             "unfinished": _unfinished(run, console),
             "training_cases": compare_with_training(run, records, split, console) if data is None else None,

@@ -64,6 +64,8 @@ def of_neighbours(folder: Path, summary: Mapping[str, Any]) -> LeakFree | None:
             about = EvaluationFolder(file.parent).summary()
             if about["prompts"]["leaks"] or about["level"] == _EMPTY or _conditions(about) != _conditions(summary):
                 continue
+            if len({_weights(about), _weights(summary)} - {None}) > 1:  # trained further in between
+                continue
             names = [name for name in ("adapter", "zero_shot") if name in summary and name in about]
             metrics: dict[str, Mapping[str, Any]] = {name: about[name]["metrics"] for name in names}
             source = f"evaluated apart, in {code(file.parent.name)}"
@@ -81,6 +83,12 @@ def _conditions(summary: Mapping[str, Any]) -> list[Any]:
         *(summary[key] for key in ("run", "split", "threshold", "nsd_tolerance")),
         *(summary["data"].get(key) for key in ("path", "name", "division")),
         summary["base"]["sha256"],
-        summary["trained_adapter"],
+        {key: value for key, value in (summary["trained_adapter"] or {}).items() if key != "sha256"},
         main["n_cases"],
     ]
+
+
+def _weights(summary: Mapping[str, Any]) -> str | None:
+    """The hash of the adapter's weights; None where there are none, or an earlier version did not say."""
+    found: str | None = (summary["trained_adapter"] or {}).get("sha256")
+    return found

@@ -311,6 +311,7 @@ def test_a_run_is_scored_beside_its_base(
     assert summary["base"]["sha256"] == model.base_hash
     trainable = sum(tensor.numel() for name, tensor in model.named_parameters() if ".default." in name)
     assert summary["trained_adapter"]["trainable_parameters"] == trainable
+    assert summary["trained_adapter"]["sha256"] == weights_hash(run / "adapter")
     assert summary["base"]["parameters"] == sum(tensor.numel() for tensor in model.parameters()) - trainable
     assert summary["training_cases"] == {"seen_in_training": 0, "copies_of_training": 0, "new": 0, "gone": 0}
     assert summary["versions"]["torch"] == torch.__version__

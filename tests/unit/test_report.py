@@ -24,6 +24,8 @@ from vlsm_adapter.types import CaseScore
 
 FLOATS = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True), st.floats(-5, 5))
 
+ADAPTER = {"method": "dense", "settings": {"parts": "vlc"}, "trainable_parameters": 40_000}
+
 
 def scores(dice: list[float], emptiness: list[str] | None = None, units: str = "px") -> list[CaseScore]:
     kinds = emptiness or ["none"] * len(dice)
@@ -70,7 +72,7 @@ def summary(adapter: list[CaseScore] | None = None, zero_shot: list[CaseScore] |
             "preprocessing": {"size": [96, 96]},
         },
         "run": None,
-        "trained_adapter": {"method": "dense", "settings": {"parts": "vlc"}, "trainable_parameters": 40_000},
+        "trained_adapter": {**ADAPTER, "sha256": "w1"},
         "training_cases": {"seen_in_training": 0, "new": 0, "gone": 0},
         "adapter": summarise(adapter, n_boot=50),
         "zero_shot": summarise(zero_shot, n_boot=50),
@@ -158,6 +160,8 @@ def test_leaking_and_revealing_words_are_named() -> None:
         ({"data": {"path": "/other", "name": "polyps"}}, False),
         ({"adapter": {"n_cases": 2}}, False),
         ({"adapter": None}, False),
+        ({"trained_adapter": {**ADAPTER, "sha256": "w2"}}, False),  # trained further in between
+        ({"trained_adapter": ADAPTER}, True),  # of a version that did not say of which weights
     ],
 )
 def test_only_a_leak_free_result_of_the_same_cases_heads_a_leaking_one(

@@ -15,6 +15,7 @@ from vlsm_adapter.config import RunConfig
 from vlsm_adapter.errors import AdapterError, UserError
 from vlsm_adapter.evaluation_folder import EvaluationFolder
 from vlsm_adapter.predict import adapter_folder
+from vlsm_adapter.resume_from import weights_hash
 from vlsm_adapter.run_folder import RunFolder
 
 _SCORES = ("val_loss", "val_dice")  # columns of ``metrics.csv``
@@ -175,13 +176,13 @@ def _best(history: list[dict[str, float]], manifest: AdapterManifest) -> int | N
 def _evaluations(run: RunFolder, manifest: AdapterManifest) -> tuple[list[Evaluation], list[str]]:
     found: list[Evaluation] = []
     left_out: list[str] = []
-    weights = (run.adapter / WEIGHTS_NAME).stat().st_mtime
+    weights = weights_hash(run.adapter)
     for file in sorted(run.evaluation.glob("*/summary.json")):
         summary = EvaluationFolder(file.parent).summary()
         if "adapter" not in summary or summary.get("base", {}).get("sha256") != manifest.base_hash:
             left_out.append(f"{file.parent}: of another model")
-        elif file.stat().st_mtime < weights:
-            left_out.append(f"{file.parent}: older than the weights; run 'vlsm evaluate' again to have it in the card")
+        elif why := _of_other_weights(summary, file, run, weights):
+            left_out.append(f"{file.parent}: {why}; run 'vlsm evaluate' again to have it in the card")
         else:
             try:
                 compared = _compared_before(summary, run)
@@ -189,6 +190,16 @@ def _evaluations(run: RunFolder, manifest: AdapterManifest) -> tuple[list[Evalua
             except (KeyError, TypeError, ValueError) as error:
                 raise UserError(f"{file}: damaged ({error!r}); run 'vlsm evaluate' again") from error
     return found, left_out
+
+
+def _of_other_weights(summary: Mapping[str, Any], file: Path, run: RunFolder, weights: str) -> str:
+    """What tells that an evaluation was made of other weights than the adapter's now; empty where nothing does."""
+    evaluated = (summary.get("trained_adapter") or {}).get("sha256")
+    if evaluated is not None:
+        return "" if evaluated == weights else "of other weights"
+    # Of an earlier version, which did not say of which weights; a copy of a run may have lost the times.
+    older = file.stat().st_mtime < (run.adapter / WEIGHTS_NAME).stat().st_mtime
+    return "older than the weights" if older else ""
 
 
 def _compared_before(summary: Mapping[str, Any], run: RunFolder) -> bool:
