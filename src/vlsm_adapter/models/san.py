@@ -15,7 +15,8 @@ weighted sum of the masks. Three graphs:
     the graph of the SAN paper. Side blocks 0..3 read CLIP features 0, 3, 6, 9; similarity is the cosine with the
     normalised text times CLIP's temperature; a learned background embedding stands against the prompt, and P_q is the
     softmax over both; gradients flow everywhere, and CLIP's image positions and the background embedding train with the
-    side network.
+    side network. The side network's positions follow the grid also where another has as many patches, as 512 x 800 has
+    beside 640 x 640; the other graphs take them row after row there.
 
 One prompt at a time, in the corrected graph. The paper compares classes by their scores sum_q P_q,c sigmoid(M_q), which
 have no bound and no threshold, and nothing to be compared with for a single prompt. Here a pixel belongs to the prompt if

@@ -212,6 +212,21 @@ def test_positions_are_resized_only_to_another_grid() -> None:
     assert torch.equal(positions(torch.zeros(1, 7, 4), (2, 3))[0, 0], positions.weight[0])
 
 
+@pytest.mark.parametrize("graph", GRAPHS)
+@torch.no_grad()
+def test_side_positions_of_another_grid_of_as_many_patches(graph: str) -> None:
+    """A patch of a 2 x 8 grid lies where those of the 4 x 4 grid around it lie, but as published it has their number."""
+    positions = build(graph).side_adapter_network.vit_model.pos_embed
+    rows, columns = torch.meshgrid(torch.arange(4.0), torch.arange(4.0), indexing="ij")
+    positions.weight[0, :, 0], positions.weight[0, :, 1] = rows.flatten(), columns.flatten()
+    found = positions(torch.zeros(1, 1, 1), (2, 8))[0].unflatten(0, (2, 8))
+    if graph == "corrected":
+        assert (found[..., 0].diff(dim=0) > 1).all()
+        assert (found[..., 1].diff(dim=1) > 0).all()
+    else:
+        assert torch.equal(found.flatten(0, 1), positions.weight[0])
+
+
 @pytest.mark.parametrize(("heads", "layers"), [(1, 1), (1, 2), (3, 2)])
 @torch.no_grad()
 def test_bias_shared_by_heads_or_apart_for_blocks(heads: int, layers: int) -> None:

@@ -32,15 +32,26 @@ class LearnedTokens(nn.Module):
 
 
 class LearnedPositions(LearnedTokens):
-    """Positions of a square grid of patches; another number of patches gets them interpolated bicubically."""
+    """Positions of a square grid of patches, interpolated bicubically to another grid.
 
-    def __init__(self, side: int, width: int) -> None:
+    Args:
+        side: of the square.
+        width: D.
+        by_count: another grid of as many patches gets them as they are, row after row, as in the published graph.
+    """
+
+    def __init__(self, side: int, width: int, *, by_count: bool = False) -> None:
         super().__init__(side * side, width)
         self.side = side
+        self.by_count = by_count
 
     def forward(self, like: torch.Tensor, grid: tuple[int, int] | None = None) -> torch.Tensor:
         """(B, h * w, D) for ``grid`` (h, w)."""
-        if grid is None or grid[0] * grid[1] == self.side**2:
+        if (
+            grid is None
+            or grid == (self.side, self.side)
+            or (self.by_count and grid[0] * grid[1] == self.side * self.side)
+        ):
             return super().forward(like)
         table = resize_positions(self.weight, (self.side, self.side), grid)
         return table.expand(like.shape[0], -1, -1)
@@ -107,7 +118,8 @@ class SideViT(nn.Module):
 
     def __init__(self, config: SANConfig) -> None:
         super().__init__()
-        self.pos_embed = LearnedPositions(config.side_image_size // config.side_patch, config.side_width)
+        side = config.side_image_size // config.side_patch
+        self.pos_embed = LearnedPositions(side, config.side_width, by_count=config.graph != "corrected")
         self.patch_embed = PatchEmbedding(config.side_patch, config.side_width)
         self.blocks = nn.ModuleList(SideBlock(config.side_width, config.side_heads) for _ in range(config.side_depth))
 
