@@ -115,7 +115,11 @@ class Preprocessing:
 
     @classmethod
     def from_hugging_face(cls, values: Mapping[str, Any]) -> Preprocessing:
-        """Read a ``preprocessor_config.json`` (image processor of a ViT: size, image_mean, image_std, resample)."""
+        """Read a ``preprocessor_config.json`` (image processor of a ViT: size, image_mean, image_std, resample).
+
+        ``do_rescale``, ``rescale_factor`` and ``do_normalize`` are folded into mean and std. Images are resized whole:
+        ``do_center_crop`` has no place in segmentation.
+        """
         size = values.get("size", 352)
         if isinstance(size, Mapping):
             height, width = size.get("height", size.get("shortest_edge")), size.get("width", size.get("shortest_edge"))
@@ -123,10 +127,18 @@ class Preprocessing:
             height = width = size
         names = {number: name for name, number in _RESAMPLING.items()}
         try:
+            factor = float(values.get("rescale_factor", 1 / 255)) if values.get("do_rescale", True) else 1.0
+            mean, std = values.get("image_mean", IMAGENET_MEAN), values.get("image_std", IMAGENET_STD)
+            if not values.get("do_normalize", True):
+                mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+            if not 1e-6 < (scale := 255 * factor) < 1e6:
+                raise ValueError(f"rescale_factor {factor:g} leaves nothing of an image")
+            if abs(scale - 1) > 1e-6:  # ours are of values from 0 to 1
+                mean, std = [value / scale for value in _triple(mean)], [value / scale for value in _triple(std)]
             return cls(
                 size=(_side(height), _side(width)),
-                mean=_triple(values.get("image_mean", IMAGENET_MEAN)),
-                std=_triple(values.get("image_std", IMAGENET_STD)),
+                mean=_triple(mean),
+                std=_triple(std),
                 resample=names[int(values.get("resample", 2))],
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:

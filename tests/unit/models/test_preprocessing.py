@@ -31,6 +31,31 @@ def test_same_pixels_as_the_stock_image_processor() -> None:
     torch.testing.assert_close(Preprocessing(size=(32, 32))(image), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"do_normalize": False},
+        {"rescale_factor": 1 / 127.5},
+        {"do_rescale": False, "image_mean": [120.0, 110.0, 100.0], "image_std": [60.0, 55.0, 50.0]},
+        {"do_rescale": False, "do_normalize": False},
+    ],
+)
+def test_steps_that_an_image_processor_leaves_out_or_changes(changes: dict) -> None:
+    """A base model that was trained without normalisation must not get it."""
+    transformers = pytest.importorskip("transformers")
+    image = np.random.default_rng(0).integers(0, 256, (61, 47, 3), dtype=np.uint8)
+    values = {**Preprocessing(size=(32, 32)).to_hugging_face(), **changes}
+    stock = transformers.models.vit.image_processing_pil_vit.ViTImageProcessorPil(**values)
+    expected = stock(images=image, return_tensors="pt")["pixel_values"][0].float()
+    torch.testing.assert_close(Preprocessing.from_hugging_face(values)(image), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [0, -1, math.nan, math.inf, "x"])
+def test_rescaling_by_nothing_is_refused(factor: object) -> None:
+    with pytest.raises(ModelError, match=r"preprocessor_config\.json"):
+        Preprocessing.from_hugging_face({"rescale_factor": factor})
+
+
 def test_height_and_width_are_not_confused() -> None:
     image = np.zeros((10, 20, 3), np.uint8)
     image[:5] = 255
