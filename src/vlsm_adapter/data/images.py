@@ -27,6 +27,9 @@ MAX_PAGES = 100_000
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "DIB", "GIF", "WEBP", "PPM", "JPEG2000", "TGA")
 _LOSSY = frozenset({"JPEG", "MPO", "WEBP", "JPEG2000"})
 _EXIF_ORIENTATION = 0x0112
+# What a PNG may state its orientation in, and how far from its end this is looked for: more than an EXIF block can hold.
+_PNG_ORIENTATION = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+_PNG_END = 128 * 1024
 
 
 def read_image(
@@ -135,12 +138,28 @@ def header_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """
     with _opened(Path(path)) as picture:
         width, height = picture.size
-        # Pillow gives the size of a TIFF upright already, and asking a PNG for its EXIF decodes all of it unless the
-        # block stands before the pixels.
-        if picture.format == "TIFF" or (picture.format == "PNG" and "exif" not in picture.info):
+        if picture.format == "TIFF":  # Pillow gives its size upright already
             return width, height
-        turned = picture.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
+        if picture.format == "PNG":
+            if _orientation_may_follow(picture):
+                picture.load()  # reads what stands behind the pixels
+            # That of PNG decodes every file that has no EXIF before its pixels.
+            turned = Image.Image.getexif(picture).get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
+        else:
+            turned = picture.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
         return (height, width) if turned else (width, height)
+
+
+def _orientation_may_follow(picture: Image.Image) -> bool:
+    """Whether a PNG may state its orientation behind its pixels, as programs do that add EXIF or XMP to a file they keep."""
+    stream = picture.fp
+    if stream is None or "exif" in picture.info:
+        return False
+    place = stream.tell()
+    stream.seek(max(0, stream.seek(0, os.SEEK_END) - _PNG_END))
+    end = stream.read()
+    stream.seek(place)
+    return any(name in end for name in _PNG_ORIENTATION)
 
 
 def page_sizes(path: str | os.PathLike[str]) -> list[tuple[int, int]]:

@@ -108,6 +108,44 @@ def test_exif_orientation_turns_image_mask_and_header_alike(tmp_path: Path, orie
     assert mask.sum() == 64
 
 
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize("form", ["exif", "profile", "xmp"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_wherever_a_png_states_its_orientation_the_header_is_turned_as_the_pixels(
+    tmp_path: Path, orientation: int, form: str, behind: bool
+) -> None:
+    buffer = BytesIO()
+    noise = np.random.default_rng(0).integers(
+        0, 255, (300, 500), np.uint8
+    )  # its pixels reach further back than the search
+    Image.fromarray(noise).save(buffer, format="PNG")
+    plain = buffer.getvalue()
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    block = exif.tobytes()
+    content = {
+        "exif": (b"eXIf", block.removeprefix(b"Exif\0\0")),
+        "profile": (
+            b"zTXt",
+            b"Raw profile type exif\0\0" + zlib.compress(f"\nexif\n{len(block):8}\n{block.hex()}\n".encode()),
+        ),
+        "xmp": (
+            b"iTXt",
+            f'XML:com.adobe.xmp\0\0\0\0\0<rdf:Description tiff:Orientation="{orientation}"/>'.encode(),
+        ),
+    }[form]
+    at = plain.rindex(b"IEND") - 4 if behind else plain.index(b"IDAT") - 4
+    path = tmp_path / "x.png"
+    path.write_bytes(plain[:at] + png_chunk(*content) + plain[at:])
+    image = read_image(path)
+    assert image.shape[:2] == ((500, 300) if orientation == 6 else (300, 500))
+    assert header_size(path) == (image.shape[1], image.shape[0])
+
+
 def test_first_frame_of_an_animation(tmp_path: Path) -> None:
     frames = [Image.new("L", (4, 4), value) for value in (200, 10)]
     frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
