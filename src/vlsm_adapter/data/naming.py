@@ -35,6 +35,7 @@ def finish(
     prompt: str | None,
     skip_bad: bool = False,
     outlines: Sequence[Draft] = (),
+    origins: dict[str, Draft] | None = None,
 ) -> tuple[list[Record], list[Skipped], list[Record]]:
     """Records with unique ids, the cases left out, and the records that bad entries would be.
 
@@ -50,6 +51,7 @@ def finish(
         prompt: takes the place of the data's own prompts.
         skip_bad: leave bad cases out instead of raising.
         outlines: what is legible of the entries that were found bad before (``Collector.outlines``).
+        origins: gets the draft of each record, by its case id.
 
     Returns:
         The records; the cases left out here, with reasons; and, as far as their names are known, records of the bad ones,
@@ -83,6 +85,8 @@ def finish(
             bad.append(draft)
             continue
         records.append(_record(draft, case_id, prompts, names, dataset))
+        if origins is not None:
+            origins[case_id] = draft
     names.warn(dataset)
     return records, left_out, [record for draft in bad if (record := _lost(draft, names, dataset)) is not None]
 

@@ -105,11 +105,11 @@ def record_items(
     records: Iterable[Record],
     plan: Plan,
     options: Options,
-    attributes: Mapping[tuple[Path, Path | None], Mapping[str, str]] | None = None,
+    attributes: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Iterator[Item]:
-    """An item for each record of a binary mask; ``attributes`` by (image, mask)."""
+    """An item for each record of a binary mask; ``attributes`` by case id."""
     for record in records:
-        kept = (attributes or {}).get((record.image, record.mask), {})
+        kept = (attributes or {}).get(record.case_id, {})
         yield Item(record.case_id, str(record.image), _RecordCase(record, plan, options, kept))
 
 

@@ -68,13 +68,13 @@ def label_items(
     plan: Plan,
     options: Options,
     table: ClassTable,
-    attributes: Mapping[tuple[Path, Path | None], Mapping[str, str]] | None = None,
+    attributes: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Iterator[Item]:
-    """An item for each record whose mask is a label file."""
+    """An item for each record whose mask is a label file; ``attributes`` by case id of the record."""
     records = list(records)
     twice = len({record.image for record in records}) < len(records)
     for record in records:
-        kept = (attributes or {}).get((record.image, record.mask), {})
+        kept = (attributes or {}).get(record.case_id, {})
         yield Item(record.case_id, str(record.image), _LabelCases(record, plan, options, table, kept, twice))
 
 

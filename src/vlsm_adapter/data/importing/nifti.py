@@ -88,16 +88,16 @@ def drafts_to_volumes(
     drafts: Iterable[Draft],
     plan: Plan,
     options: Options,
-    attributes: Mapping[tuple[Path, Path | None], Mapping[str, str]],
+    attributes: Mapping[str, Mapping[str, str]],
 ) -> list[Item]:
-    """Items for the rows of a table that names volumes."""
+    """Items for the rows of a table that names volumes; ``attributes`` by ``where`` of the draft."""
     pairs: list[_Pair] = []
     for draft in drafts:
         if draft.mask is None or not (is_volume(draft.image) and is_volume(draft.mask)):
             raise DataError(f"{draft.where}: image and mask must both be NIfTI files (.nii, .nii.gz)")
         texts = next((texts for level, texts in draft.prompts.items() if level != "p0"), ())
         name = draft.case_id or composed(stem_of(draft.image_name))
-        kept = attributes.get((draft.image, draft.mask), {})
+        kept = attributes.get(draft.where, {})
         pairs.append(_Pair(name, draft.image, draft.mask, draft.split, draft.group, texts, kept))
     return list(_items(pairs, plan, options, options.classes))
 

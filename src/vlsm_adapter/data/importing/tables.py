@@ -43,7 +43,6 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 _SUFFIXES = (".csv", ".tsv", ".jsonl")
 _MAX_COLUMNS = 1000
 _VOLUMES = (".nii", ".nii.gz")
-_Where = tuple[Path, Path | None]
 
 
 def is_table(path: Path, options: Options) -> bool:
@@ -64,7 +63,7 @@ def plan_table(path: Path, options: Options, skip_bad: bool) -> Plan:
     image_root = real_folder(options.images or file.parent)
     mask_root = real_folder(options.masks or file.parent)
     collector, spellings = Collector(skip_bad), Spellings()
-    attributes: dict[_Where, dict[str, str]] = {}
+    attributes: dict[str, dict[str, str]] = {}  # by ``where`` of the row: several may share an image and a mask
     for number, row in _rows(file, text, options):
         where = f"{file}: line {number}"
 
@@ -72,7 +71,7 @@ def plan_table(path: Path, options: Options, skip_bad: bool) -> Plan:
             if isinstance(row, DataError):
                 raise row
             draft = _draft(row, where, image_root, mask_root, spellings, named=options.prompt or options.classes)
-            attributes[draft.image, draft.mask] = _kept(row, options, where)
+            attributes[where] = _kept(row, options, where)
             return draft
 
         collector.add(f"line {number}", str(file), make)
@@ -95,12 +94,14 @@ def _image_items(
     collector: Collector,
     plan: Plan,
     options: Options,
-    attributes: Mapping[_Where, Mapping[str, str]],
+    attributes: Mapping[str, Mapping[str, str]],
     dataset: str,
     skip_bad: bool,
 ) -> list[Item]:
     prompt = options.prompt if options.classes is None else "label map"
-    records, left_out, _ = finish(collector.drafts, dataset=dataset, prompt=prompt, skip_bad=skip_bad)
+    origins: dict[str, Draft] = {}
+    records, left_out, _ = finish(collector.drafts, dataset=dataset, prompt=prompt, skip_bad=skip_bad, origins=origins)
+    attributes = {case_id: attributes[draft.where] for case_id, draft in origins.items()}
     items = skipped_items(left_out) if skip_bad else []
     if options.classes is not None:
         return items + list(label_items(records, plan, options, need_table(options), attributes))

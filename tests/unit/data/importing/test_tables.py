@@ -53,6 +53,26 @@ def test_usual_names_are_known(root: Path, imported: Callable, tmp_path: Path) -
     assert cases["scans__c"][0].prompts == {"p0": ("",), "p1": ("tool",)}
 
 
+def test_each_row_keeps_its_own_columns_also_where_rows_share_image_and_mask(root: Path, tmp_path: Path) -> None:
+    file = table(
+        root,
+        "image,mask,mask_value,text,grade\n"
+        "scans/a.png,maps/a.png,1,polyp,low\n"
+        "scans/a.png,maps/a.png,2,tool,high\n"
+        "scans/b.png,maps/b.png,1,polyp,high\n"
+        "scans/b.png,maps/b.png,2,tool,\n",
+    )
+    import_data(file, tmp_path / "out", options={"keep": "grade"})
+    rows = [json.loads(line) for line in (tmp_path / "out/records.jsonl").read_text().splitlines()]
+    kept = [(row["case_id"][:8], row["prompts"]["p1"], row.get("attributes", {}).get("grade")) for row in rows]
+    assert kept == [
+        ("scans__a", "polyp", "low"),
+        ("scans__a", "tool", "high"),
+        ("scans__b", "polyp", "high"),
+        ("scans__b", "tool", None),
+    ]
+
+
 @pytest.mark.parametrize(("name", "sign"), [("t.csv", ";"), ("t.csv", "\t"), ("t.tsv", "\t")])
 def test_delimiters_and_mapping(root: Path, imported: Callable, tmp_path: Path, name: str, sign: str) -> None:
     rows = [["fichier", "masque", "classe", "age", "nom"], ["a.png", "a.png", "polype", "61", "Dupont"]]
