@@ -136,6 +136,8 @@ class _RecordCase:
             image=record.image,
             mask=mask,
             prompts=record.prompts,
+            # What was declared is true of the data's own words, not of the text given in their place.
+            leak_free=record.leak_free if options.prompt is None else None,
             group=options.group_of(group_name(record), record.group),
             split=record.split,
             spacing=record.spacing or options.spacing,

@@ -87,10 +87,12 @@ def pair_records(
 def digest_of_records(records: list[Record], path: Path) -> str:
     """A digest of the files and what is said of them."""
     files = [file for record in records for file in (record.image, record.mask) if file is not None]
-    said = [
+    said: list[tuple[object, ...]] = [
         (record.case_id, sorted(record.prompts.items()), record.split, record.group, record.spacing, record.mask_value)
         for record in records
     ]
+    # Only where it is declared, so that other sets keep their digests.
+    said += [(record.case_id, record.leak_free) for record in records if record.leak_free is not None]
     return digest_of_files(files, real_folder(path), also=repr(said))
 
 

@@ -202,6 +202,8 @@ def _mapped(values: Mapping[str, Any], mapping: Mapping[str, str], options: Opti
     row = {ours: values[theirs] for ours, theirs in mapping.items() if values.get(theirs) is not None}
     if isinstance(values.get("prompts"), dict):
         row["prompts"] = values["prompts"]
+    if isinstance(values.get("leak_free"), list):  # a manifest given as a table
+        row["leak_free"] = values["leak_free"]
     row["keep"] = {name: values[name] for name in options.keep if values.get(name) is not None}
     return row
 
@@ -243,6 +245,7 @@ def _draft(
         group=_group(entry),
         spacing=entry.spacing(),
         mask_value=entry.mask_value(),
+        leak_free=None if named else entry.leak_free(),
     )
 
 

@@ -205,7 +205,8 @@ def _row(case: RawCase, stored: Stored) -> dict[str, Any]:
         # NaN has no place in JSON and says as much as an absent key.
         "attributes": {k: v for k, v in case.attributes.items() if not (isinstance(v, float) and not math.isfinite(v))},
     }
-    row.update({key: value for key, value in optional.items() if value})
+    # An empty ``leak_free`` says something: that every level leaks.
+    row.update({key: value for key, value in optional.items() if value or (key == "leak_free" and value is not None)})
     return row
 
 

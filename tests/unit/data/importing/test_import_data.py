@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 from vlsm_adapter.data.importing import FORMATS, Options, detect_format, import_data
+from vlsm_adapter.data.prompts import leaks_in
+from vlsm_adapter.data.records import load_records
 from vlsm_adapter.errors import ConfigError, DataError, UserError
 
 
@@ -173,3 +175,33 @@ def test_memory_does_not_grow_with_the_number_of_cases(tmp_path: Path, monkeypat
     import_data(pairs(tmp_path / "data", 60), tmp_path / "out", options={"classes": "255=x"}, jobs=1)
     assert len(alive) == 60
     assert most <= 10
+
+
+@pytest.mark.parametrize("declared", [["view"], []])
+@pytest.mark.parametrize("format", ["folders", "table"])
+def test_a_manifest_keeps_its_word_on_which_levels_leak(tmp_path: Path, declared: list[str], format: str) -> None:
+    root = pairs(tmp_path / "mine", 2)
+    words = {"p1": "small polyp", "view": "seen from afar"}
+    rows = [
+        {
+            "image": f"images/c{number:02d}.png",
+            "mask": f"masks/c{number:02d}.png",
+            "prompts": words,
+            "leak_free": declared,
+        }
+        for number in range(2)
+    ]
+    (root / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    import_data(root if format == "folders" else root / "records.jsonl", tmp_path / "out", format=format)
+    records, _ = load_records(tmp_path / "out", labelled=True)
+    assert [record.leak_free for record in records] == [tuple(declared)] * 2
+    assert leaks_in("p1", records)
+    assert leaks_in("view", records) == (declared == [])
+    # A text of the user's own is not what was declared.
+    import_data(root, tmp_path / "other", format="folders", options={"prompt": "polyp"})
+    assert not leaks_in("p1", load_records(tmp_path / "other")[0])
+    # The same folder with another declaration is another set.
+    rows[0]["leak_free"] = ["p1", "view"]
+    (root / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match="holds another data set"):
+        import_data(root if format == "folders" else root / "records.jsonl", tmp_path / "out", format=format)
