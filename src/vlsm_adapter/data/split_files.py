@@ -107,6 +107,18 @@ def write_split_file(path: str | os.PathLike[str], records: Sequence[Record], ab
         UserError: the file cannot be written, or holds another split.
     """
     target = Path(path)
+    text = _text(target, records, about)
+    _refuse_another(target, text)
+    write_text(target, text)
+
+
+def _refuse_another(target: Path, text: str) -> None:
+    if target.is_file() and target.read_bytes() != text.encode():
+        raise DataError(f"{target}: holds another split; choose another --out, or remove it first")
+
+
+def _text(target: Path, records: Sequence[Record], about: Mapping[str, Any]) -> str:
+    """What a split file at ``target`` holds."""
     lists: dict[str, list[str]] = {split: [] for split in SPLITS}
     for record in records:
         if record.split not in lists:
@@ -121,10 +133,7 @@ def write_split_file(path: str | os.PathLike[str], records: Sequence[Record], ab
         "about": dict(about),
         **{split: sorted(names) for split, names in lists.items()},
     }
-    text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    if target.is_file() and target.read_bytes() != text.encode():
-        raise DataError(f"{target}: holds another split; choose another --out, or remove it first")
-    write_text(target, text)
+    return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 @dataclass(frozen=True)
@@ -222,14 +231,17 @@ def write_splits(
                 few_shot(made, subset, seed=seed, shares=shares),
                 {**how, "subset": str(subset)},
             )
-    written = []
     bad = set(left_out)
-    for name, (made, how) in files.items():
-        path = Path(out) / f"{name}.json"
-        usable = [record for record in made if record.case_id not in bad]
+    ready = [
+        (Path(out) / f"{name}.json", [record for record in made if record.case_id not in bad], how)
+        for name, (made, how) in files.items()
+    ]
+    # Likewise before the first: folds of two divisions side by side would test some cases twice and others never.
+    for path, usable, how in ready:
+        _refuse_another(path, _text(path, usable, how))
+    for path, usable, how in ready:
         write_split_file(path, usable, how)
-        written.append(_summary(path, usable, shares))
-    return written
+    return [_summary(path, usable, shares) for path, usable, _ in ready]
 
 
 def _own(

@@ -116,6 +116,17 @@ def test_writing_refuses_what_would_be_lost(tmp_path: Path) -> None:
     assert len(read_split_file(path).split_of) == 2
 
 
+def test_no_fold_is_written_beside_those_of_another_division(data: Path, tmp_path: Path) -> None:
+    records, _ = load_undivided(data)
+    write_splits(records, tmp_path / "out", folds=3, seed=0)
+    (tmp_path / "out/fold-1-of-3.json").unlink()
+    with pytest.raises(DataError, match=r"fold-2-of-3\.json: holds another split"):
+        write_splits(records, tmp_path / "out", folds=3, seed=7)
+    assert not (tmp_path / "out/fold-1-of-3.json").exists()
+    write_splits(records, tmp_path / "out", folds=3, seed=0)
+    assert len(list((tmp_path / "out").iterdir())) == 3
+
+
 # Divisions of a data set
 
 
