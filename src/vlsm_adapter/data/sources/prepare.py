@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vlsm_adapter.data.archives import open_tree
+from vlsm_adapter.data.entries import real_folder
 from vlsm_adapter.data.prepared import About, Summary, write_prepared
 from vlsm_adapter.data.sources import SOURCES, Source
 from vlsm_adapter.data.sources.annotations import join, read_annotations
-from vlsm_adapter.errors import ConfigError, nearest
+from vlsm_adapter.errors import ConfigError, UserError, nearest
 
 # Raised whenever the same archive gives other cases or other rows for them.
 READER_VERSION = 2
@@ -43,12 +44,16 @@ def prepare(
     Raises:
         ConfigError: no such set or variant.
         DataError: the archive is refused or is another one, a case is bad, ``out`` holds something else.
-        UserError: ``out`` cannot be written.
+        UserError: ``out`` lies in ``raw`` or cannot be written.
     """
     source = SOURCES.get(name)
     jobs = jobs if jobs is not None else min(os.cpu_count() or 1, 8)
     chosen = _variant(source, variant)
     published = read_annotations(annotations, name) if annotations is not None else None
+    folder = real_folder(raw)
+    if folder.is_dir() and real_folder(out).is_relative_to(folder):
+        # What is written must not be found as material by the call that goes on.
+        raise UserError(f"{out}: lies in {raw}, which is read: choose a folder outside of it")
     with open_tree(raw) as tree:
         reading = source.read(tree, chosen)
         cases, expected = reading.cases, reading.expected

@@ -23,7 +23,7 @@ from vlsm_adapter.data.sources.bkai_polyp import classify
 from vlsm_adapter.data.sources.clinicdb_polyp import FRAMES, SEQUENCE_STARTS, sequence_of
 from vlsm_adapter.data.sources.metaimage import Slice
 from vlsm_adapter.data.sources.prepare import prepare
-from vlsm_adapter.errors import ConfigError, DataError
+from vlsm_adapter.errors import ConfigError, DataError, UserError
 
 
 def rows_of(folder: Path) -> dict[str, dict]:
@@ -62,6 +62,16 @@ class TestChangedMaterial:
         assert (out / "masks" / f"{mask.stem}.png").read_bytes() == before
         mask.write_bytes(content)
         assert prepare("dfu", made.raw, out).resumed == first.cases
+
+    def test_nothing_is_written_into_the_folder_that_is_read(self, miniatures: ModuleType, tmp_path: Path) -> None:
+        made = miniatures.build("dfu", tmp_path)
+        before = sorted(made.raw.rglob("*"))
+        for out in (made.raw, made.raw / "out"):
+            with pytest.raises(UserError, match="choose a folder outside of it"):
+                prepare("dfu", made.raw, out)
+        assert sorted(made.raw.rglob("*")) == before
+        # Beside an archive nothing is in the way.
+        prepare("dfu", miniatures.pack(made.raw, tmp_path / "dfu.zip"), tmp_path / "out")
 
     def test_bad_cases_are_left_out_of_the_same_material_and_repaired_material_is_told(
         self, miniatures: ModuleType, tmp_path: Path
