@@ -61,18 +61,19 @@ _SIZE = re.compile(
     re.IGNORECASE,
 )
 _NUMBER = re.compile(
-    r"[0-9]|\b(?:no|none|one|two|three|four|five|six|seven|eight|nine|ten|single|both|pair|double|multiple|several|many|few|"
-    r"some|numerous|scattered|without)\b",
+    r"[0-9]|\b(?:no|none|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen|"
+    r"twenty|dozens?|single|both|pair|double|multiple|several|many|few|some|numerous|scattered|without)\b",
     re.IGNORECASE,
 )
 _SHAPE = re.compile(
-    r"\b(?:round\w*|oval\w*|circ\w+|ellip\w+|irregular\w*|regular\w*|square\w*|rectang\w+|triang\w+|elongat\w+|lobul\w+|"
-    r"polyg\w+|diamond|shaped?|shapes|linear|curved|straight|smooth|jagged|spiculat\w+)\b",
+    r"\b(?:round\w*|oval\w*|ovoid\w*|(?:semi)?circ\w+|ellip\w+|irregular\w*|regular\w*|square\w*|rectang\w+|triang\w+|elongat\w+|"
+    r"lobul\w+|(?:poly|penta|hexa|octa)g\w+|diamond|teardrop|crescent\w*|star|donut|doughnut|vertical|horizontal|shaped?|shapes|linear|"
+    r"curved|straight|smooth|jagged|spiculat\w+)\b",
     re.IGNORECASE,
 )
 _COLOUR = re.compile(
     r"\b(?:black|white|gr[ae]y(?:ish)?|brown(?:ish)?|pink(?:ish)?|red(?:dish)?|orange|yellow(?:ish)?|green(?:ish)?|blue|bluish|purple|"
-    r"violet|tan|beige|pale|colou?r\w*|dark\w*|bright\w*|light\w*|hyper\w+|hypo\w+|an?echoic|opaque|lucent)\b",
+    r"violet|tan|beige|peach|gold(?:en)?|silver\w*|pale|colou?r\w*|dark\w*|bright\w*|light\w*|hyper\w+|hypo\w+|an?echoic|opaque|lucent)\b",
     re.IGNORECASE,
 )
 

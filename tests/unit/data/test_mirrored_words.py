@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlsm_adapter.data.describing.measure import COLOURS, GREY_WORDS, SHAPES
 from vlsm_adapter.data.mirrored_words import allowed, mirror_prompt
 from vlsm_adapter.data.records import load_records
 
@@ -124,6 +125,12 @@ def test_what_the_words_allow() -> None:
     assert flags("pink polyp") == (True, True, False)
     assert flags("small polyp") == flags("two polyps") == flags("polyp in the top left") == (False, False, True)
     assert flags("no polyp")[0] is False
+    # Words of the published prompts, and all of ours.
+    for shape in ("octagon", "hexagon", "ovoid", "a semicircle", "a teardrop", *SHAPES):
+        assert flags(f"{shape} polyp") == (True, False, True)
+    for colour in ("peach", "gold", "silver", *COLOURS, *GREY_WORDS):
+        assert flags(f"{colour} polyp") == (True, True, False)
+    assert flags("eleven polyps") == flags("fourteen polyps") == (False, False, True)
     assert flags("one large dark oval lump, located in center of the image") == (False, False, False)
 
 
