@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from vlsm_adapter.data import masks
 from vlsm_adapter.errors import DataError
@@ -90,13 +91,18 @@ def read_mask(path: str | os.PathLike[str], mask_value: int | None = None) -> np
         mask_value: in a multi-label mask the value (palette index; 0xRRGGBB of a colour mask) of the foreground.
 
     Raises:
-        DataError: unreadable, a picture instead of a mask, or several labels and no ``mask_value``.
+        DataError: unreadable, a picture instead of a mask, several labels and no ``mask_value``, or colours of 16 bits that
+            say something in the lower eight.
     """
     with _opened(Path(path)) as picture:
         lossy = picture.format in _LOSSY or "jpeg" in str(picture.info.get("compression", ""))
+        halved = _is_halved(picture)
         picture.load()
         upright = ImageOps.exif_transpose(picture)
-        return _mask_of(upright, str(path), lossy, mask_value)
+        mask = _mask_of(upright, str(path), lossy, mask_value)
+        if halved and (mask_value is not None or not mask.any()):
+            _refuse_lost_bits(Path(path), picture, labels=mask_value is not None)
+        return mask
 
 
 def read_labels(path: str | os.PathLike[str]) -> np.ndarray:
@@ -105,12 +111,15 @@ def read_labels(path: str | os.PathLike[str]) -> np.ndarray:
     That is the value, the palette index, or 0xRRGGBB of a colour file (the plain value where all of it is grey).
 
     Raises:
-        DataError: unreadable, in a lossy format, or with values that are not whole numbers.
+        DataError: unreadable, in a lossy format, with values that are not whole numbers, or colours that need 16 bits.
     """
     with _opened(Path(path)) as picture:
         if picture.format in _LOSSY or "jpeg" in str(picture.info.get("compression", "")):
             raise DataError(f"{path}: labels cannot be told apart in a lossy file: save the mask as PNG")
+        halved = _is_halved(picture)
         picture.load()
+        if halved:
+            _refuse_lost_bits(Path(path), picture, labels=True)
         upright = ImageOps.exif_transpose(picture)
         if upright.mode in ("1", "L", "P", "F") or upright.mode.startswith("I"):
             return masks.whole_labels(np.asarray(upright), str(path))
@@ -150,7 +159,7 @@ def header_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         return (height, width) if turned else (width, height)
 
 
-def _orientation_may_follow(picture: Image.Image) -> bool:
+def _orientation_may_follow(picture: ImageFile.ImageFile) -> bool:
     """Whether a PNG may state its orientation behind its pixels, as programs do that add EXIF or XMP to a file they keep."""
     stream = picture.fp
     if stream is None or "exif" in picture.info:
@@ -198,7 +207,7 @@ def check_same_size(record: Record, image: tuple[int, int], mask: tuple[int, int
 
 
 @contextlib.contextmanager
-def _opened(path: Path, content: bytes | None = None, most_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+def _opened(path: Path, content: bytes | None = None, most_pixels: int = MAX_PIXELS) -> Iterator[ImageFile.ImageFile]:
     """The open file; every way in which decoding fails, also in the body of the ``with``, becomes a DataError."""
     try:
         if content is None and not path.is_file():
@@ -241,6 +250,35 @@ def _check_size(path: str | os.PathLike[str], size: tuple[int, int], most_pixels
         raise DataError(f"{path}: {width} x {height} pixels; at most {most_pixels} are read: make the image smaller")
     if width == 0 or height == 0:
         raise DataError(f"{path}: has no pixels ({width} x {height}): fetch the file again")
+
+
+def _is_halved(picture: ImageFile.ImageFile) -> bool:
+    """Whether only the upper eight of the sixteen bits of each colour will be decoded, as Pillow does with all but grey."""
+    return picture.mode in ("RGB", "RGBA") and any(";16" in str(tile.args) for tile in picture.tile)
+
+
+def _refuse_lost_bits(path: Path, upper: Image.Image, *, labels: bool) -> None:
+    """Refuse a mask of colours of 16 bits whose lower eight say what ``upper``, decoded from the file, does not.
+
+    Raises:
+        DataError: labels that need more than eight bits; or foreground in the lower bits, where the upper have none.
+    """
+    swapped = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+    high, low = np.asarray(upper)[..., :3], None
+    with _opened(path) as picture:
+        # As if the bytes of each number stood the other way round, which Pillow knows of colours and not of grey with alpha.
+        for number, tile in enumerate(picture.tile):
+            name, *rest = tile.args if isinstance(tile.args, tuple) else (str(tile.args),)
+            turned = f"{name[:-1]}{swapped.get(name[-1], name[-1])}"
+            picture.tile[number] = tile._replace(args=(turned, *rest) if rest else turned)
+        with contextlib.suppress(ValueError):
+            low = np.asarray(picture)[..., :3]
+    # Stretched from 8 bits (the same byte twice) or moved up (zeros below) nothing is lost.
+    if low is not None and (not low.any() or (labels and np.array_equal(low, high))):
+        return
+    raise DataError(
+        f"{path}: colours of 16 bits, of which the upper eight alone are read and do not hold all of the mask: save it as 8-bit PNG"
+    )
 
 
 def _to_8_bit(values: np.ndarray) -> np.ndarray:

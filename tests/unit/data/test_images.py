@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from vlsm_adapter.data.images import check_same_size, header_size, read_image, read_mask, read_pair
+from vlsm_adapter.data.images import check_same_size, header_size, read_image, read_labels, read_mask, read_pair
 from vlsm_adapter.errors import DataError
 from vlsm_adapter.types import Record
 
@@ -270,6 +270,47 @@ def test_every_kind_of_binary_mask_comes_back_exactly(tmp_path: Path, kind: str)
     assert mask.dtype == bool
     assert mask.flags.owndata or mask.base is not None
     assert (mask == truth).all()
+
+
+def save_16_bit(path: Path, values: np.ndarray, channels: int) -> None:
+    """A PNG of 16 bits a channel, 2 to 4 channels, which Pillow cannot write; alpha is opaque."""
+    pixels = np.repeat(values[..., None], channels, axis=2).astype(">u2")
+    if channels != 3:
+        pixels[..., -1] = 65535
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks))
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_colours_of_16_bits_are_read_where_the_upper_eight_say_all_and_else_refused(
+    tmp_path: Path, channels: int
+) -> None:
+    path, truth = tmp_path / "m.png", ellipse()
+    for value in (65535, 32768):
+        save_16_bit(path, truth * value, channels)
+        assert (read_mask(path) == truth).all()
+    for value in (1, 255):  # an empty mask, to the upper bits
+        save_16_bit(path, truth * value, channels)
+        for read in (read_mask, read_labels):
+            with pytest.raises(DataError) as error:
+                read(path)
+            one_line(error, "colours of 16 bits", "save it as 8-bit PNG")
+    if channels == 2:
+        return
+    save_16_bit(path, truth * 0, channels)
+    assert not read_mask(path).any()
+    labels = truth.astype(int)
+    labels[0, 0] = 2
+    for factor in (257, 256):
+        save_16_bit(path, labels * factor, channels)
+        assert (read_labels(path) == labels).all()
+        assert (read_mask(path, 1) == truth).all()
+    save_16_bit(path, labels + 300, channels)
+    for read in (read_labels, lambda file: read_mask(file, 1)):
+        with pytest.raises(DataError, match="colours of 16 bits"):
+            read(path)
 
 
 @pytest.mark.parametrize("kind", ["0/255", "0/1", "1-bit", "16-bit", "palette", "rgb"])
