@@ -59,8 +59,8 @@ def _broken_copy(data: Path, copy: Path) -> Path:
 def runs_at_once(start: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes of runs that need not import anything first; on Ray they are started as they always are."""
 
-    def begin(run: Path, stop_file: Path, threads: int) -> Any:
-        assert threads == 1
+    def begin(run: Path, stop_file: Path, threads: int, gpus: Any) -> Any:
+        assert (threads, gpus) == (1, None)
         return start(run, "--stop", stop_file, script="study.cell", told=CellFolder(run).output_file)
 
     monkeypatch.setattr("vlsm_adapter.study.processes.start", begin)
