@@ -292,24 +292,24 @@ def _pairs(root: Path, options: Options, plan: Plan) -> Iterator[_Pair | Item]:
         return
     if options.masks is not None:
         images, masks = real_folder(options.images or root), real_folder(options.masks)
-        yield from _pair_folders(images, masks, None, options)
+        yield from _pair_folders(images, masks, None, options, plan)
         return
     if options.images is not None:
         raise DataError(f"--images {options.images}: also say where the masks are: --masks DIR")
     tested = (root / "imagesTs").is_dir() and next(_walk(root / "labelsTs"), None) is not None
     if (root / "imagesTr").is_dir():
-        yield from _pair_folders(root / "imagesTr", root / "labelsTr", "train" if tested else None, options)
+        yield from _pair_folders(root / "imagesTr", root / "labelsTr", "train" if tested else None, options, plan)
         if tested:
-            yield from _pair_folders(root / "imagesTs", root / "labelsTs", "test", options)
+            yield from _pair_folders(root / "imagesTs", root / "labelsTs", "test", options, plan)
         return
     folders = plain_folders(root)
     for images, masks, split in folders:
-        yield from _pair_folders(images, masks, split, options)
+        yield from _pair_folders(images, masks, split, options, plan)
     if not folders:
         yield from _pair_flat(root, plan)
 
 
-def _pair_folders(images: Path, masks: Path, split: str | None, options: Options) -> Iterator[_Pair | Item]:
+def _pair_folders(images: Path, masks: Path, split: str | None, options: Options, plan: Plan) -> Iterator[_Pair | Item]:
     by_stem: dict[str, list[Path]] = {}
     for mask in _walk(masks):
         stem = _name_below(mask, masks)
@@ -324,6 +324,10 @@ def _pair_folders(images: Path, masks: Path, split: str | None, options: Options
             channels.setdefault(stem[: found.start()], {})[int(found[1])] = file
         else:
             channels.setdefault(stem, {})[0] = file
+    taken = {mask for name in channels for mask in by_stem.get(name, [])}
+    if masks != images and (alone := len({mask for found in by_stem.values() for mask in found} - taken)):
+        key = "mask(s) without a volume of their name are left out"
+        plan.counts[key] = plan.counts.get(key, 0) + alone
     for name, by_number in channels.items():
         try:
             image = _channel(shown(name), by_number, options)

@@ -182,6 +182,15 @@ def test_labelled_test_cases_are_the_test_split(nnunet: Path, tmp_path: Path) ->
     assert summary.groups == 2, "a volume of one name in two splits is one group: a leak that is seen"
 
 
+def test_masks_whose_volume_is_missing_are_told(nnunet: Path, tmp_path: Path) -> None:
+    """Half a download: the labels are all there, of the images some."""
+    told = "2 mask(s) without a volume of their name are left out"
+    assert told not in import_data(nnunet, tmp_path / "whole").warnings
+    for name in ("p3", "p4_seg"):
+        save(nnunet / f"labelsTr/{name}.nii.gz", labels())
+    assert told in import_data(nnunet, tmp_path / "out").warnings
+
+
 def test_channels(nnunet: Path, imported: Callable, tmp_path: Path) -> None:
     save(nnunet / "imagesTr/p1_0001.nii.gz", scan(5))
     with pytest.raises(DataError, match="'p1': has the channels 0, 1: choose one with --channel 0"):
