@@ -39,36 +39,29 @@ def group_width(group: Group) -> float:
 
 def panels(items: Sequence[Item], widths: Sequence[float], left: float) -> list[list[Item]]:
     """``items`` in their order, divided into as few panels as fit a page beside a ``left`` part, and those about equally wide."""
-
-    def divided(limit: float) -> list[list[Item]]:
-        found: list[list[Item]] = [[]]
-        taken = 0.0
-        for item, width in zip(items, widths, strict=True):
-            if found[-1] and taken + width > limit:
-                found.append([])
-                taken = 0.0
-            found[-1].append(item)
-            taken += width
-        return found
-
     most = PAGE_WIDTH - left
-    needed = len(divided(most))
+    needed = len(_divided(items, widths, most))
     sums = sorted({sum(widths[start:end]) for end in range(len(widths) + 1) for start in range(end)})
-    limits = [limit for limit in sums if limit <= most and len(divided(limit)) == needed]
-    return divided(limits[0] if limits else most)
+    limits = (limit for limit in sums if limit <= most and len(_divided(items, widths, limit)) == needed)
+    return _divided(items, widths, next(limits, most))
 
 
 def pages(blocks: Sequence[Sequence[str]]) -> list[list[Sequence[str]]]:
     """``blocks`` of lines, divided so that none but a single long one is longer than a page."""
-    found: list[list[Sequence[str]]] = [[]]
-    taken = 0
-    for block in blocks:
-        lines = len(block) + _LINES_OF_A_PANEL - 2  # its begin and end are none
-        if found[-1] and taken + lines > _PAGE_LINES:
+    # The begin and end of a block are no lines.
+    return _divided(blocks, [len(block) + _LINES_OF_A_PANEL - 2 for block in blocks], _PAGE_LINES)
+
+
+def _divided(items: Sequence[Item], sizes: Sequence[float], most: float) -> list[list[Item]]:
+    """``items`` in their order, each part as full as ``most`` allows; one that is larger stands alone."""
+    found: list[list[Item]] = [[]]
+    taken = 0.0
+    for item, size in zip(items, sizes, strict=True):
+        if found[-1] and taken + size > most:
             found.append([])
-            taken = 0
-        found[-1].append(block)
-        taken += lines
+            taken = 0.0
+        found[-1].append(item)
+        taken += size
     return found
 
 

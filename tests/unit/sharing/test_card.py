@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,29 +14,14 @@ from vlsm_adapter.sharing.facts import _evaluation
 DICE = {"display_name": "Dice", "unit": "ratio", "mean": 0.5, "ci_low": 0.4, "ci_high": 0.6}
 
 
-def summary(**changes: Any) -> dict[str, Any]:
-    return {
-        "split": "test",
-        "level": "p1",
-        "threshold": 0.5,
-        "nsd_tolerance": 2.0,
-        "data": {"path": "/data/polyps", "name": "polyps"},
-        "prompts": {"different": 1, "leaks": False},
-        "skipped": [],
-        "base": {"parameters": 10},
-        "adapter": {"metrics": {"dice": DICE}, "n_cases": 3, "bootstrap": {"resampled": "case", "confidence": 0.95}},
-        **changes,
-    }
-
-
 @pytest.mark.parametrize("told", ["fp32", None])
-def test_float32_needs_no_word(told: str | None) -> None:
+def test_float32_needs_no_word(told: str | None, summary: Callable[..., dict[str, Any]]) -> None:
     one = _evaluation(summary(precision=told) if told else summary(), "/data/polyps")
     assert "float32" not in "\n".join(_scores(SimpleNamespace(evaluations=(one,))))  # type: ignore[arg-type]
     assert _metric_name(one, DICE).endswith("prompt level p1")
 
 
-def test_an_evaluation_in_less_than_32_bits_says_so() -> None:
+def test_an_evaluation_in_less_than_32_bits_says_so(summary: Callable[..., dict[str, Any]]) -> None:
     one = _evaluation(summary(precision="int8: 64 of 66 linear maps of the encoders"), "/data/polyps")
     lines = _scores(SimpleNamespace(evaluations=(one,)))  # type: ignore[arg-type]
     assert lines[0] == "### polyps, split test, prompt level p1, in int8"
@@ -44,7 +30,9 @@ def test_an_evaluation_in_less_than_32_bits_says_so() -> None:
 
 
 @pytest.mark.parametrize("own", [0.5, 0.35])
-def test_scores_of_another_threshold_than_the_adapters_say_so(own: float) -> None:
+def test_scores_of_another_threshold_than_the_adapters_say_so(
+    own: float, summary: Callable[..., dict[str, Any]]
+) -> None:
     one = _evaluation(summary(), "/data/polyps", threshold=own)
     lines = _scores(SimpleNamespace(evaluations=(one,)))  # type: ignore[arg-type]
     assert ("**Made with threshold 0.5; the adapter's is now 0.35.**" in lines) == (own == 0.35)
@@ -69,7 +57,9 @@ NONE_SEEN = {"seen_in_training": 0, "new": 0, "gone": 0}
         ({"trained_on": None}, True, None),
     ],
 )
-def test_cases_not_known_to_be_unseen_are_not_held_out(told: dict[str, Any], compared: bool, seen: int | None) -> None:
+def test_cases_not_known_to_be_unseen_are_not_held_out(
+    told: dict[str, Any], compared: bool, seen: int | None, summary: Callable[..., dict[str, Any]]
+) -> None:
     one = _evaluation(summary(**told), "/data/polyps", compared)
     assert (one.seen, one.held_out) == (seen, seen == 0)
     lines = "\n".join(_scores(SimpleNamespace(evaluations=(one,))))  # type: ignore[arg-type]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -50,27 +52,18 @@ def test_other_cells_must_be_there(row: str, tmp_path: Path) -> None:
     ],
 )
 def test_evaluations_of_other_weights_are_left_out(
-    evaluated: bytes | None, age: int, why: str | None, tmp_path: Path
+    evaluated: bytes | None, age: int, why: str | None, tmp_path: Path, summary: Callable[..., dict[str, Any]]
 ) -> None:
     """``age``: seconds by which the evaluation seems older than the weights."""
     adapter = {} if evaluated is None else {"sha256": hashlib.sha256(evaluated).hexdigest()}
-    metrics = {"metrics": {}, "n_cases": 3, "bootstrap": {"resampled": "case", "confidence": 0.95}}
-    summary = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "split": "test",
-        "level": "p1",
-        "threshold": 0.5,
-        "nsd_tolerance": 2.0,
-        "data": {"path": "/data/polyps", "name": "polyps"},
-        "prompts": {"different": 1, "leaks": False},
-        "skipped": [],
-        "base": {"parameters": 10, "sha256": "b" * 64},
-        "trained_adapter": {"method": "dense", **adapter},
-        "adapter": metrics,
-    }
+    said = summary(
+        format=FORMAT,
+        format_version=FORMAT_VERSION,
+        base={"parameters": 10, "sha256": "b" * 64},
+        trained_adapter={"method": "dense", **adapter},
+    )
     file, weights = tmp_path / "evaluation" / "test-p1" / "summary.json", tmp_path / "adapter" / WEIGHTS_NAME
-    for each, content in ((file, json.dumps(summary).encode()), (weights, b"new")):
+    for each, content in ((file, json.dumps(said).encode()), (weights, b"new")):
         each.parent.mkdir(parents=True)
         each.write_bytes(content)
     os.utime(weights, (1e9, 1e9))

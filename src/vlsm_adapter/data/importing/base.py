@@ -56,9 +56,9 @@ class Plan:
     notes: tuple[str, ...] = ()
     counts: dict[str, int] = field(default_factory=dict)
 
-    def count(self, what: str) -> None:
-        """One more of ``what``."""
-        self.counts[what] = self.counts.get(what, 0) + 1
+    def count(self, what: str, number: int = 1) -> None:
+        """So many more of ``what``."""
+        self.counts[what] = self.counts.get(what, 0) + number
 
     def cases(self, progress: Callable[[int], None] | None = None) -> Iterator[RawCase]:
         """The cases of all items; ``progress`` is called with the number of items done."""

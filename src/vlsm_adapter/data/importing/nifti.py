@@ -326,8 +326,7 @@ def _pair_folders(images: Path, masks: Path, split: str | None, options: Options
             channels.setdefault(stem, {})[0] = file
     taken = {mask for name in channels for mask in by_stem.get(name, [])}
     if masks != images and (alone := len({mask for found in by_stem.values() for mask in found} - taken)):
-        key = "mask(s) without a volume of their name are left out"
-        plan.counts[key] = plan.counts.get(key, 0) + alone
+        plan.count("mask(s) without a volume of their name are left out", alone)
     for name, by_number in channels.items():
         try:
             image = _channel(shown(name), by_number, options)
@@ -378,7 +377,7 @@ def _pair_flat(root: Path, plan: Plan) -> Iterator[_Pair | Item]:
         except DataError as error:
             yield bad_item(stem, str(file), error)
     if alone:
-        plan.counts["volume(s) without a mask beside them are left out"] = alone
+        plan.count("volume(s) without a mask beside them are left out", alone)
 
 
 def _mask_names(stem: str) -> list[str]:
